@@ -1,0 +1,115 @@
+"""What the loop needs from a family of encoders, and how one is found for a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from exitkit.stream import Stream, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Multiply-adds of one layer."""
+
+    key: int  # per token that serves as key and value
+    query: int  # per active token: query, attention output, feed-forward
+    pair: int  # per (query, key) pair: score and weighted sum, all heads
+
+
+class Encoder(ABC):
+    """One block shape run over a packed stream. It borrows a stock transformers model's weights and owns no others.
+
+    Position-wise parts are the stock modules themselves. Attention is exitkit's, because stock attention takes queries
+    and keys from the same tensor. Training and inference run the same code.
+
+    Args:
+        stock: a `...ForSequenceClassification` or `...ForTokenClassification` of one of `model_types`.
+    """
+
+    model_types: ClassVar[frozenset[str]]
+    native: ClassVar[bool] = True
+    """Whether attention is exitkit's own, so that words can halt."""
+
+    def __init__(self, stock: PreTrainedModel) -> None:
+        self.stock = stock
+        self.base = stock.base_model
+        self.tags_words = type(stock).__name__.endswith("ForTokenClassification")
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The stock layers from the bottom up."""
+
+    @property
+    def width(self) -> int:
+        """d, the size of a token's state."""
+        return int(self.stock.config.hidden_size)
+
+    @abstractmethod
+    def embed(self, tokens: Tokens) -> Tensor:
+        """The states that the first layer reads: [T, d]."""
+
+    @abstractmethod
+    def layer(self, index: int, stream: Stream) -> Tensor:
+        """States after layer `index` (from 0): [T, d]. Rows of tokens that are not active come back unchanged."""
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What an exit head may read of a layer's states: the final norm in pre-norm families, else the states."""
+        return hidden
+
+    def pooled(self, stream: Stream) -> Tensor:
+        """The state that the stock head reads of every unit of a stream with finished states: [U, d].
+
+        Usually that of the unit's first token: [CLS], or a word's first piece.
+        """
+        return stream.hidden[stream.anchor]
+
+    @abstractmethod
+    def stock_head(self, pooled: Tensor) -> Tensor:
+        """Logits [n, C] of the stock model's own head on pooled states [n, d]."""
+
+    @abstractmethod
+    def stock_head_modules(self) -> list[nn.Module]:
+        """The modules that `stock_head` runs."""
+
+    @abstractmethod
+    def layer_cost(self, index: int) -> LayerCost:
+        """What layer `index` (from 0) costs."""
+
+    def stock_head_cost(self) -> int:
+        """Multiply-adds of the stock head per unit."""
+        return sum(linear_cost(module) for module in self.stock_head_modules())
+
+
+def linear_cost(module: nn.Module) -> int:
+    """Multiply-adds of all linear layers inside a module, for one row."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """[T, H * D] as [T, H, D]."""
+    return states.unflatten(-1, (heads, -1))
+
+
+def update_active(stream: Stream, new: Tensor) -> Tensor:
+    """The states of all tokens [T, d] after the active ones received `new` [Q, d]."""
+    if stream.active is None:
+        return new
+    return stream.hidden.index_copy(0, stream.active, new.to(stream.hidden.dtype))
+
+
+def active_states(stream: Stream) -> Tensor:
+    """[Q, d] states of the tokens that compute."""
+    return stream.hidden if stream.active is None else stream.hidden[stream.active]
+
+
+def mean_of_tokens(hidden: Tensor, bounds: Tensor) -> Tensor:
+    """[S, d] mean of the states of every sequence."""
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    return nn.functional.embedding_bag(rows, hidden, bounds[:-1], mode="mean")

@@ -1,0 +1,68 @@
+"""ModernBERT's block: pre-norm, rotary positions, gated feed-forward, layers that look only at a window."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+from exitkit.attention import attend
+from exitkit.encoders.base import Encoder, LayerCost, mean_of_tokens, split_heads, update_active
+from exitkit.stream import Stream, Tokens
+
+
+class ModernBertEncoder(Encoder):
+    """Encoders whose layers are `ModernBertEncoderLayer`s."""
+
+    model_types = frozenset({"modernbert"})
+
+    @property
+    def blocks(self) -> list[nn.Module]:  # noqa: D102
+        return list(self.base.layers)
+
+    def embed(self, tokens: Tokens) -> Tensor:  # noqa: D102
+        hidden: Tensor = self.base.embeddings(input_ids=tokens.ids[None])[0]
+        return hidden
+
+    def layer(self, index: int, stream: Stream) -> Tensor:  # noqa: D102
+        block = self.base.layers[index]
+        attention = block.attn
+        hidden, active = stream.hidden, stream.active
+        q, k, v = split_heads(attention.Wqkv(block.attn_norm(hidden)), 3).unbind(-2)  # each [T, d]
+        heads = int(self.stock.config.num_attention_heads)
+        cos, sin = self.base.rotary_emb(hidden, stream.position[None], block.attention_type)
+        q, k = apply_rotary_pos_emb(split_heads(q, heads), split_heads(k, heads), cos[0], sin[0])
+        context = attend(
+            q if active is None else q[active],
+            k,
+            split_heads(v, heads),
+            stream,
+            window=self.stock.config.sliding_window if attention.sliding_window is not None else None,
+            dropout=attention.attention_dropout if attention.training else 0.0,
+        )
+        asking = hidden if active is None else hidden[active]
+        attended = asking + attention.out_drop(attention.Wo(context))
+        return update_active(stream, attended + block.mlp(block.mlp_norm(attended)))
+
+    def finish(self, hidden: Tensor) -> Tensor:  # noqa: D102
+        normed: Tensor = self.base.final_norm(hidden)
+        return normed
+
+    def pooled(self, stream: Stream) -> Tensor:
+        """The first token, or the mean of all where the config says so."""
+        if not self.tags_words and self.stock.config.classifier_pooling == "mean":
+            return mean_of_tokens(stream.hidden, stream.bounds)
+        return super().pooled(stream)
+
+    def stock_head(self, pooled: Tensor) -> Tensor:  # noqa: D102
+        logits: Tensor = self.stock.classifier(self.stock.drop(self.stock.head(pooled)))
+        return logits
+
+    def stock_head_modules(self) -> list[nn.Module]:  # noqa: D102
+        return [self.stock.head, self.stock.classifier]
+
+    def layer_cost(self, index: int) -> LayerCost:
+        """Pairs outside a local layer's window are counted too: they are computed and masked."""
+        d, inner = self.width, int(self.stock.config.intermediate_size)
+        # q is computed for every token, because one matrix makes q, k and v.
+        return LayerCost(key=3 * d * d, query=d * d + 3 * d * inner, pair=2 * d)
+

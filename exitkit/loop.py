@@ -1,0 +1,209 @@
+"""The loop: embed → for each layer: gate? → layer → exit head → decide → write answers → compact → trace.
+
+`run` answers a batch under a policy; `every_exit` runs the same layers and heads for all exits and decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from exitkit import contract
+from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
+from exitkit.settings import Schedule
+from exitkit.stream import Batch, Stream, halt, pack, select
+from exitkit.trace import Recorder, Trace
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+
+@torch.inference_mode()
+def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
+    """Carry one batch upwards until every unit has its answer.
+
+    Args:
+        model: in evaluation mode.
+        batch: padded, on the model's device.
+        schedule: the policy at each exit.
+
+    Raises:
+        PluginError: the policy fails or breaks its contract; the message names it.
+    """
+    walk = Walk(model, schedule)
+    tokens, stream = pack(batch)
+    stream = stream.carrying(model.encoder.embed(tokens))
+    state = contract.start(schedule.name, schedule.first, stream.units, stream.hidden.device)
+    trace = Recorder(stream, model.shape)
+    below = 0
+    for exit, layer in enumerate(model.exits[:-1], start=1):
+        stream, ran = walk.climb(below, layer, stream, state, trace)
+        below = layer
+        if not any(ran):
+            continue  # no state has changed since the exit before
+        seen, asked = walk.look(exit, layer, stream, ran, trace)
+        decision, state = walk.decide(seen, asked, state)
+        leaving = decision.leave.nonzero().squeeze(1)  # one read from the device per exit
+        if leaving.shape[0] == 0:
+            continue
+        walk.release(exit, layer, stream, decision, leaving, trace)
+        if trace.waiting == 0:
+            return trace.finish()
+        stream, state = compact(stream, decision.leave, state)
+    stream, _ = walk.climb(below, model.shape.layers, stream, state, trace)
+    walk.conclude(stream, state, trace)
+    return trace.finish()
+
+
+def every_exit(model: ExitModel, batch: Batch) -> Tensor:
+    """Logits of all exits [E, U, C] for a padded batch, units in its own order; with gradients where they are on."""
+    tokens, stream = pack(batch)
+    stream = stream.carrying(model.encoder.embed(tokens))
+    answers, below = [], 0
+    for exit, layer in enumerate(model.exits, start=1):
+        for index in range(below, layer):
+            stream = stream.carrying(model.encoder.layer(index, stream))
+        below = layer
+        answers.append(model.read(exit, stream)[1])
+    in_order = stream.row.argsort()
+    return torch.stack(answers)[:, in_order]
+
+
+def compact(stream: Stream, leave: Tensor, state: State) -> tuple[Stream, State]:
+    """Let units go from the stream, and with dropped sequences their rows from the state. Somebody must stay."""
+    rest = halt(stream, stream.live & ~leave)
+    assert rest is not None
+    stream, units = rest
+    return stream, state if units is None else {key: rows[units] for key, rows in state.items()}
+
+
+class Walk:
+    """One schedule on one model: the steps of `run`, each of which says what it reads and returns what changed."""
+
+    def __init__(self, model: ExitModel, schedule: Schedule) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.name = schedule.name
+        self.has_gates = type(schedule.first).gate is not ExitPolicy.gate
+        self.reads = schedule.first.reads
+        self.probe: nn.Module | None = model.probes[self.name] if self.name in model.probes else None
+
+    def climb(
+        self, below: int, top: int, stream: Stream, state: State, trace: Recorder
+    ) -> tuple[Stream, list[bool]]:
+        """Run layers below+1 to top. Returns also, per sequence, whether it ran any of them."""
+        if not self.has_gates:
+            for layer in range(below + 1, top + 1):
+                trace.layer(layer, stream)
+                stream = stream.carrying(self.model.encoder.layer(layer - 1, stream))
+            return stream, [True] * stream.sequences
+        ran = [False] * stream.sequences
+        for layer in range(below + 1, top + 1):
+            stream, now = self._gated_layer(layer, stream, state, trace)
+            ran = [a or b for a, b in zip(ran, now, strict=True)]
+        return stream, ran
+
+    def _gated_layer(
+        self, layer: int, stream: Stream, state: State, trace: Recorder
+    ) -> tuple[Stream, list[bool]]:
+        before = Passage(
+            layer=layer,
+            layers=self.model.shape.layers,
+            hidden=stream.hidden,
+            bounds=stream.bounds,
+            sequence=stream.sequence,
+            probe=self.probe,
+        )
+        runs = contract.gate(self.name, self.schedule.first, before, state)
+        who = [True] * stream.sequences if runs is None else runs.tolist()
+        if runs is None or all(who):
+            trace.layer(layer, stream)
+            return stream.carrying(self.model.encoder.layer(layer - 1, stream)), who
+        stream = replace(stream, skipped=stream.skipped + ~runs)
+        if not any(who):
+            return stream, who
+        part = select(stream, who)
+        trace.layer(layer, part.stream)
+        new = self.model.encoder.layer(layer - 1, part.stream)
+        return stream.carrying(stream.hidden.index_copy(0, part.tokens, new)), who
+
+    def look(
+        self, exit: int, layer: int, stream: Stream, ran: list[bool], trace: Recorder
+    ) -> tuple[Evidence, Tensor | None]:
+        """What the policy may see, and the rows [n] of the units that it is asked about (None = all of them).
+
+        Heads are run for those units only, and only if the policy reads any.
+        """
+        shape = self.model.shape
+        last = exit == shape.exits
+        all_ran = all(ran)
+        fresh = torch.ones_like(stream.live) if all_ran else torch.tensor(ran, device=stream.live.device)[stream.sequence]
+        asked = None
+        if stream.active is not None or not (all_ran or last):
+            asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)
+        probed = None
+        if last or self.reads:
+            features, logits = self.model.read(exit, stream, asked)
+            rows = stream.row if asked is None else stream.row[asked]
+            trace.answer(exit, rows, logits)
+            if asked is not None:
+                logits = trace.answers(stream.row)
+            if features is not None and "probe" in self.reads and self.probe is not None:
+                probed = _spread(self.probe(features), asked, stream.units)
+        else:
+            logits = stream.hidden.new_full((1, 1), torch.nan).expand(stream.units, shape.labels)
+        seen = Evidence(
+            exit=exit,
+            exits=shape.exits,
+            layer=layer,
+            layers=shape.layers,
+            labels=shape.labels,
+            task=shape.task,
+            logits=logits,
+            live=stream.live,
+            fresh=fresh,
+            sequence=stream.sequence,
+            position=stream.place,
+            probe=probed,
+        )
+        return seen, asked
+
+    def decide(self, seen: Evidence, asked: Tensor | None, state: State) -> tuple[Decision, State]:
+        """Ask the policy. Only units that it is asked about can leave, and only their state changes."""
+        decision, new = contract.decide(self.name, self.schedule.steps[seen.exit - 1], seen, state)
+        if asked is None:
+            return decision, new
+        kept = {key: rows.index_copy(0, asked, new[key][asked]) for key, rows in state.items()}
+        return replace(decision, leave=decision.leave & seen.live & seen.fresh), kept
+
+    def release(
+        self, exit: int, layer: int, stream: Stream, decision: Decision, leaving: Tensor, trace: Recorder
+    ) -> None:
+        """Write the final answers of the units in rows `leaving` [n] of the stream."""
+        rows = stream.row[leaving]
+        if decision.answer is not None:
+            trace.replace(rows, decision.answer[leaving])
+        elif not self.reads:
+            trace.answer(exit, rows, self.model.read(exit, stream, leaving)[1])
+        trace.leave(exit, layer - stream.skipped[stream.sequence[leaving]], rows)
+
+    def conclude(self, stream: Stream, state: State, trace: Recorder) -> None:
+        """The last exit answers for whoever is left."""
+        shape = self.model.shape
+        seen, asked = self.look(shape.exits, shape.layers, stream, [True] * stream.sequences, trace)
+        rows = stream.row if asked is None else stream.row[asked]
+        answer = contract.conclude(self.name, self.schedule.steps[-1], seen, state)
+        if answer is not None:
+            trace.replace(rows, answer if asked is None else answer[asked])
+        sequence = stream.sequence if asked is None else stream.sequence[asked]
+        trace.leave(shape.exits, shape.layers - stream.skipped[sequence], rows)
+
+
+def _spread(answers: Tensor, asked: Tensor | None, units: int) -> Tensor:
+    """Rows for all units [U, p] of answers for some of them; NaN for the others."""
+    if asked is None:
+        return answers
+    return answers.new_full((units, answers.shape[1]), torch.nan).index_copy(0, asked, answers)

@@ -1,0 +1,113 @@
+"""A stock transformers model with exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from exitkit.encoders.base import Encoder
+from exitkit.errors import UsageError
+from exitkit.heads import ExitHead, Pooling, pool
+from exitkit.loop import every_exit
+from exitkit.policy import Shape
+from exitkit.stream import Stream
+
+
+class ExitModel(nn.Module):
+    """A stock classifier or tagger whose answer may be read before its last layer.
+
+    The last exit is the stock model's own head and is not listed twice: `stock` alone is the full model, and saving
+    it gives a checkpoint that plain transformers loads.
+
+    Args:
+        stock: the model with its classification head.
+        encoder: the class that runs its family of layers.
+        exits: layers (from 1) that exits sit on; the last layer is added if it is missing.
+        pooling: what exits 1..E−1 read.
+    """
+
+    def __init__(
+        self, stock: PreTrainedModel, encoder: type[Encoder], exits: Sequence[int], pooling: Pooling
+    ) -> None:
+        super().__init__()
+        self.stock = stock
+        self.encoder = encoder(stock)
+        self.pooling = pooling
+        self.task = "tagging" if self.encoder.tags_words else "classification"
+        layers = len(self.encoder.blocks)
+        self.exits = tuple(sorted({*exits, layers}))
+        if self.exits[0] < 1 or self.exits[-1] > layers:
+            raise UsageError(f"exits {list(exits)} are not all layers of this model; it has layers 1 to {layers}.")
+        labels = int(stock.config.num_labels)
+        self.shape = Shape(
+            exits=len(self.exits), layers=layers, labels=labels, width=self.encoder.width, task=self.task
+        )
+        dropout = head_dropout(stock)
+        self.heads = nn.ModuleList(
+            ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1]
+        )
+        self.probes = nn.ModuleDict()  # by policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.stock.device
+        return device
+
+    def read(self, exit: int, stream: Stream, units: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Run the head of an exit (from 1) for the units in rows `units` [n] of a stream (None = all).
+
+        Returns:
+            Features [n, d] for probes and logits [n, C]. The last exit gives no features: nobody decides there.
+        """
+        finished = stream.carrying(self.encoder.finish(stream.hidden))
+        if exit == self.shape.exits:
+            pooled = self.encoder.pooled(finished)
+            return None, self.encoder.stock_head(pooled if units is None else pooled[units])
+        pooled = pool(finished, self.pooling, self.task)
+        features, logits = self.heads[exit - 1](pooled if units is None else pooled[units])
+        return features, logits
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        words: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every exit for a padded batch, in the batch's own order: [E, U, C]."""
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            batch["token_type_ids"] = token_type_ids
+        if words is not None:
+            batch["words"] = words
+        return every_exit(self, batch)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by role: `encoder`, `heads` (exits and the stock head), `probes`."""
+        stock_head = [p for module in self.encoder.stock_head_modules() for p in module.parameters()]
+        of_heads = {id(p) for p in stock_head}
+        return {
+            "encoder": [p for p in self.stock.parameters() if id(p) not in of_heads],
+            "heads": [*self.heads.parameters(), *stock_head],
+            "probes": list(self.probes.parameters()),
+        }
+
+
+def head_dropout(stock: PreTrainedModel) -> float:
+    """The dropout that the stock head was made for; exit heads take the same."""
+    config = stock.config
+    names: Iterable[str] = (
+        "classifier_dropout",
+        "seq_classif_dropout",
+        "hidden_dropout_prob",
+        "dropout",
+    )
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    return 0.0

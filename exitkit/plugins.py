@@ -1,0 +1,196 @@
+"""Finds what is installed: every entry point of group `exitkit`, loaded, checked and kept apart when it is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from exitkit import hookspecs
+from exitkit.encoders.base import Encoder
+from exitkit.errors import PluginError, UsageError, one_of
+from exitkit.policy import ExitPolicy, knobs
+from exitkit.training.recipe import Recipe
+
+POLICY_API = 1
+KINDS: dict[str, tuple[str, type]] = {
+    "register_policies": ("policy", ExitPolicy),
+    "register_recipes": ("recipe", Recipe),
+    "register_encoders": ("model type", Encoder),
+}
+
+
+@dataclass
+class Plugin:
+    """One entry point: where it came from, what it offers, or why it is out of order."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    error: str | None = None
+    offers: dict[str, list[str]] = field(default_factory=dict)  # by kind
+
+    def __str__(self) -> str:
+        return f"'{self.name}' of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A thing and the plugin that brought it."""
+
+    thing: Any
+    plugin: Plugin
+
+
+class Registry:
+    """Everything that plugins registered, by kind and name. Trouble is raised when somebody asks for what it hit."""
+
+    def __init__(self, plugins: Iterable[Plugin] = ()) -> None:
+        self.plugins = list(plugins)
+        self._offers: dict[str, dict[str, list[Offer]]] = {kind: {} for kind, _ in KINDS.values()}
+
+    def add(self, kind: str, name: str, thing: Any, plugin: Plugin) -> None:
+        """Take in a thing; a second one under the same name makes the name ambiguous, not the first one wrong."""
+        self._offers[kind].setdefault(name, []).append(Offer(thing, plugin))
+        plugin.offers.setdefault(kind, []).append(name)
+
+    def names(self, kind: str) -> list[str]:
+        """Names that can be asked for."""
+        return sorted(name for name, offers in self._offers[kind].items() if len(offers) == 1)
+
+    def clashes(self) -> list[str]:
+        """Names that more than one plugin claims, as sentences."""
+        return [
+            f"{kind} '{name}' is claimed by {_and(str(offer.plugin) for offer in offers)}"
+            for kind, names in self._offers.items()
+            for name, offers in sorted(names.items())
+            if len(offers) > 1
+        ]
+
+    def offer(self, kind: str, name: str) -> Offer:
+        """What is registered under a name.
+
+        Raises:
+            UsageError: nothing is; the message names the closest match and the plugins that failed to load.
+            PluginError: several plugins claim the name; the message names them.
+        """
+        offers = self._offers[kind].get(name, [])
+        if len(offers) > 1:
+            raise PluginError(
+                f"{kind} '{name}' is claimed by {_and(str(offer.plugin) for offer in offers)}; uninstall one of them."
+            )
+        if not offers:
+            broken = [f"{plugin}: {plugin.error}" for plugin in self.plugins if plugin.error]
+            note = f" Plugins that failed to load: {'; '.join(broken)}." if broken else ""
+            raise UsageError(one_of(kind, name, self.names(kind)) + note)
+        return offers[0]
+
+    def policy(self, name: str) -> type[ExitPolicy]:
+        """The policy of this name; see `offer`."""
+        policy: type[ExitPolicy] = self.offer("policy", name).thing
+        return policy
+
+    def recipe(self, name: str) -> type[Recipe]:
+        """The recipe of this name; see `offer`."""
+        recipe: type[Recipe] = self.offer("recipe", name).thing
+        return recipe
+
+    def encoder(self, model_type: str) -> type[Encoder]:
+        """The encoder class for a transformers `model_type`; see `offer`."""
+        encoder: type[Encoder] = self.offer("model type", model_type).thing
+        return encoder
+
+
+def installed() -> Registry:
+    """What the entry points of this environment register. Loads every plugin; none of them can stop the others."""
+    found = sorted(entry_points(group=hookspecs.PROJECT), key=lambda point: (_distribution(point), point.name))
+    return collect((_plugin(point), point.load) for point in found)
+
+
+def collect(sources: Iterable[tuple[Plugin, Callable[[], Any]]]) -> Registry:
+    """Load plugins and build a registry of what they offer.
+
+    Args:
+        sources: each plugin's description and a function that gives its module.
+    """
+    registry = Registry()
+    for plugin, load in sources:
+        registry.plugins.append(plugin)
+        try:
+            staged = _registrations(plugin, load())
+        except Exception as error:
+            plugin.error = _reason(error)
+            continue
+        for kind, name, thing in staged:
+            registry.add(kind, name, thing, plugin)
+    return registry
+
+
+def _registrations(plugin: Plugin, module: Any) -> list[tuple[str, str, Any]]:
+    """What a plugin module registers, checked: (kind, name, thing)."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=plugin.name)
+    manager.check_pending()
+    staged: list[tuple[str, str, Any]] = []
+    for hook, (kind, base) in KINDS.items():
+
+        def register(name: str, thing: Any, kind: str = kind, base: type = base) -> None:
+            _check(kind, name, thing, base)
+            staged.append((kind, name, thing))
+
+        getattr(manager.hook, hook)(register=register)
+    if not staged:
+        raise PluginError("registers nothing: no function of it is marked with exitkit.hookimpl")
+    return staged
+
+
+def _check(kind: str, name: str, thing: Any, base: type) -> None:
+    if not isinstance(name, str) or not name or name != name.strip():
+        raise PluginError(f"{kind} name {name!r} is not a plain string")
+    if not (inspect.isclass(thing) and issubclass(thing, base)):
+        raise PluginError(f"{kind} '{name}' must be a class derived from {base.__module__}.{base.__qualname__}")
+    if inspect.isabstract(thing):
+        missing = ", ".join(sorted(thing.__abstractmethods__))
+        raise PluginError(f"{kind} '{name}' does not define {missing}")
+    if issubclass(thing, ExitPolicy):
+        _check_policy(name, thing)
+
+
+def _check_policy(name: str, policy: type[ExitPolicy]) -> None:
+    if policy.api != POLICY_API:
+        raise PluginError(
+            f"policy '{name}' is written for policy api {policy.api}; this exitkit offers {POLICY_API}"
+        )
+    if not dataclasses.is_dataclass(policy) or not policy.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise PluginError(f"policy '{name}' must be a frozen dataclass")
+    knobs(policy)
+
+
+def _plugin(point: EntryPoint) -> Plugin:
+    return Plugin(
+        name=point.name,
+        module=point.value,
+        distribution=_distribution(point),
+        version=point.dist.version if point.dist else "?",
+    )
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "?"
+
+
+def _reason(error: Exception) -> str:
+    """One line, without pluggy's own prefix."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)

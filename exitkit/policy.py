@@ -1,0 +1,194 @@
+"""All that a policy author needs: the contract of an exit policy and the values it sees.
+
+A policy answers one question after every exit but the last: which units have their final answer? It is a frozen
+dataclass of settings with pure decisions. What varies from unit to unit lives in `State`, a dict of tensors with one
+row per unit, which the loop owns and shortens; a policy therefore works at any batch size without knowing of batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+"""What a policy remembers: tensors with one row per unit. Keys, dtypes and row count are fixed by `start`."""
+
+Raising = Literal["earlier", "later", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What can be known of a model before its first row."""
+
+    exits: int  # E; exits are numbered 1..E
+    layers: int  # L
+    labels: int  # C
+    width: int  # d
+    task: str  # "classification" or "tagging"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a policy may look at after one exit: one row per unit of every sequence still running.
+
+    In tagging, words that have their answer keep a row while their sentence runs: `live` is False and `logits` final.
+    Units whose sequence skipped every layer since the exit before have `fresh` False and their latest logits (zeros
+    before the first). The loop lets only live and fresh units leave, and keeps the state of all others as it was, so
+    a policy may ignore both. Fields are only ever added: build one for a test with `exitkit.testing.evidence`.
+    """
+
+    exit: int  # 1-based number of this exit
+    exits: int  # E
+    layer: int  # 1-based layer that this exit sits on
+    layers: int  # L
+    labels: int  # C
+    task: str
+    logits: Tensor  # [U, C]; NaN when the policy does not read them
+    live: Tensor  # [U] bool, no answer yet
+    fresh: Tensor  # [U] bool, new states since the exit before
+    sequence: Tensor  # [U] running sequence of each unit, ascending from 0
+    position: Tensor  # [U] place of the unit in its sequence: the word's number, 0 in classification
+    probe: Tensor | None = None  # [U, p] what the policy's probe says of the exit's features
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a gate may look at before a layer: the states that the layer would read."""
+
+    layer: int  # 1-based layer about to run
+    layers: int  # L
+    hidden: Tensor  # [T, d] all tokens of the running sequences, end to end
+    bounds: Tensor  # [S + 1] sequence s owns rows bounds[s]:bounds[s + 1]
+    sequence: Tensor  # [U] running sequence of each unit
+    probe: nn.Module | None = None  # the policy's own module, as `probe` built it and its recipe trained it
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who leaves now, and, where it is not the exit's own, with which answer."""
+
+    leave: Tensor  # [U] bool
+    answer: Tensor | None = None  # [U, C] logits; rows that stay are ignored
+
+
+class ExitPolicy(ABC):
+    """Decides after each exit who leaves. Subclasses are frozen dataclasses whose fields are `knob(...)`s.
+
+    A decision for a unit may depend on that unit and on units of its own sequence, never on others of the batch.
+    Methods must not change their arguments and must not move tensors to the host.
+    """
+
+    api: ClassVar[int] = 1
+    """The contract this policy is written for."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"logits"})
+    """What decisions look at: "logits", "probe". An exit whose logits nobody reads runs its head only for leavers."""
+
+    rewrites: ClassVar[bool] = False
+    """Whether decisions change states that later exits read (gates, halted words). Such a policy cannot be replayed
+    from a recording; calibrate runs it instead."""
+
+    trained_by: ClassVar[str | None] = None
+    """The recipe that trains `probe`."""
+
+    def start(self, units: int, device: torch.device) -> State:
+        """The state before the first layer, one row per unit."""
+        return {}
+
+    def gate(self, before: Passage, state: State) -> Tensor | None:
+        """Which sequences run the next layer: [S] bool, or None for all. Asked before every layer, the first too."""
+        return None
+
+    @abstractmethod
+    def decide(self, seen: Evidence, state: State) -> tuple[Tensor | Decision, State]:
+        """Who leaves after this exit ([U] bool, or a Decision), and the state from here on."""
+
+    def conclude(self, seen: Evidence, state: State) -> Tensor | None:
+        """At the last exit: answers that replace its logits ([U, C]), or None to keep them."""
+        return None
+
+    @classmethod
+    def probe(cls, shape: Shape) -> nn.Module | None:
+        """A module of the policy's own, trained with the model and saved beside the exit heads."""
+        return None
+
+
+Bound = float | Callable[[Shape], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A setting that calibrate may turn. `low`, `high` and `off` are numbers or functions of the model's shape."""
+
+    name: str
+    default: Any
+    kind: type
+    low: Bound | None
+    high: Bound | None
+    off: Bound | None
+    raising: Raising
+    choices: tuple[Any, ...] | None
+    per_exit: bool
+
+
+def knob(
+    default: Any,
+    *,
+    low: Bound | None = None,
+    high: Bound | None = None,
+    off: Bound | None = None,
+    raising: Raising = "earlier",
+    choices: Sequence[Any] | None = None,
+    per_exit: bool = False,
+) -> Any:
+    """Declare a setting of a policy: its default, what it may be, and which way it works.
+
+    Args:
+        default: value when nobody sets it.
+        low: smallest value allowed.
+        high: largest value allowed.
+        off: a value that makes the policy never leave early, under rounding too; it may lie outside the range.
+        raising: what a larger value does to exits: "earlier", "later", or "mixed" when it depends.
+        choices: the allowed values of a setting that is not a number.
+        per_exit: whether a list with one value per exit but the last makes sense. The loop holds one policy per exit,
+            so `decide` sees a scalar in any case.
+    """
+    declared = {
+        "low": low,
+        "high": high,
+        "off": off,
+        "raising": raising,
+        "choices": tuple(choices) if choices is not None else None,
+        "per_exit": per_exit,
+    }
+    return dataclasses.field(default=default, metadata={"exitkit": declared})
+
+
+def knobs(policy: type[ExitPolicy] | ExitPolicy) -> tuple[Knob, ...]:
+    """The knobs of a policy, in the order of its fields. Fields declared without `knob` are plain settings."""
+    found = []
+    for field in dataclasses.fields(policy):  # type: ignore[arg-type]  # policies are dataclasses; checked when registered
+        if "exitkit" in field.metadata:
+            found.append(
+                Knob(
+                    name=field.name, default=field.default, kind=type(field.default), **field.metadata["exitkit"]
+                )
+            )
+    return tuple(found)
+
+
+def normalised_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the softmax of `logits` [..., C], divided by ln C: 0 is certain, 1 knows nothing. fp32 [...].
+
+    FastBERT (2004.02178), eq. 7. DeeBERT and its heirs use nats instead; multiply by ln C to compare thresholds.
+    Impossible classes (−inf) count zero; rows with +inf or NaN give NaN, for which every comparison is False.
+    """
+    log_p = torch.log_softmax(logits.float(), dim=-1).clamp(min=-100.0)
+    return (-(log_p.exp() * log_p).sum(dim=-1) / math.log(logits.shape[-1])).clamp(0.0, 1.0)

@@ -1,0 +1,135 @@
+"""The settings of a policy: checked, put in range, and laid out as one policy per exit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exitkit.errors import UsageError, one_of
+from exitkit.policy import Bound, ExitPolicy, Knob, Shape, knobs
+
+Settings = dict[str, Any]
+"""Plain values by field name, as they stand in YAML and JSON; a list holds one value per exit but the last."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A policy with its settings, ready to run: the one that decides at each exit."""
+
+    name: str
+    settings: Settings
+    steps: tuple[ExitPolicy, ...]  # [E]
+
+    @property
+    def first(self) -> ExitPolicy:
+        """The policy that starts the state and, where it has gates, works them."""
+        return self.steps[0]
+
+
+def schedule(name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], shape: Shape) -> Schedule:
+    """Set up a policy for a model.
+
+    Args:
+        name: the name it is registered under.
+        policy: its class.
+        settings: values by field; missing fields take their defaults, `off` stands for a knob's off value.
+        shape: the model's.
+
+    Raises:
+        UsageError: a setting that the policy does not have, or a value that it may not take.
+    """
+    declared = {knob.name: knob for knob in knobs(policy)}
+    fields = {field.name: field for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    for given in settings:
+        if given not in fields:
+            raise UsageError(one_of(f"setting of policy '{name}'", given, fields))
+    complete: Settings = {}
+    for field in fields.values():
+        value = settings.get(field.name, field.default)
+        knob = declared.get(field.name)
+        complete[field.name] = value if knob is None else checked(name, knob, value, shape)
+    steps = []
+    for exit in range(shape.exits):
+        now = {
+            key: value[min(exit, len(value) - 1)] if isinstance(value, list) else value
+            for key, value in complete.items()
+        }
+        steps.append(policy(**now))
+    return Schedule(name, complete, tuple(steps))
+
+
+def off(name: str, policy: type[ExitPolicy], shape: Shape) -> Schedule:
+    """The policy with every knob that has an off value turned off: nobody leaves early, heads and gates still run."""
+    settings = {knob.name: off_value(knob, shape) for knob in knobs(policy) if knob.off is not None}
+    return schedule(name, policy, settings, shape)
+
+
+def checked(policy: str, knob: Knob, value: Any, shape: Shape) -> Any:
+    """The value that a knob takes for what somebody wrote: its type and range checked, `off` resolved."""
+    where = f"policy.{policy}.{knob.name}"
+    if isinstance(value, list | tuple):
+        if not knob.per_exit:
+            raise UsageError(f"{where}: got a list, but this setting takes one value for all exits.")
+        if len(value) != shape.exits - 1:
+            raise UsageError(
+                f"{where}: got {len(value)} values; this model has {shape.exits} exits, so a list needs "
+                f"{shape.exits - 1}, one for each exit but the last."
+            )
+        return [checked(policy, knob, one, shape) for one in value]
+    if knob.choices is not None:
+        if value not in knob.choices:
+            raise UsageError(f"{where}: {value!r} is not one of {', '.join(map(str, knob.choices))}.")
+        return value
+    if value in ("off", False) and not isinstance(value, int | float) or value is False:
+        if knob.off is None:
+            raise UsageError(f"{where}: this setting has no off value.")
+        return off_value(knob, shape)
+    number = _number(where, knob, value)
+    if knob.off is not None and number == off_value(knob, shape):
+        return number
+    low, high = knob_range(knob, shape)
+    if not low <= number <= high:
+        raise UsageError(f"{where}: {value} is out of range; allowed are {_span(low, high)}{_or_off(knob)}.")
+    return number
+
+
+def knob_range(knob: Knob, shape: Shape) -> tuple[float, float]:
+    """The smallest and largest value of a knob for a model; −inf and inf where it has no bound."""
+    low = -math.inf if knob.low is None else _bound(knob.low, shape)
+    high = math.inf if knob.high is None else _bound(knob.high, shape)
+    return low, high
+
+
+def off_value(knob: Knob, shape: Shape) -> Any:
+    """The value that turns a knob off."""
+    assert knob.off is not None
+    return knob.kind(_bound(knob.off, shape))
+
+
+def _bound(bound: Bound, shape: Shape) -> float:
+    return bound(shape) if callable(bound) else bound
+
+
+def _number(where: str, knob: Knob, value: Any) -> Any:
+    wanted = "a whole number" if knob.kind is int else "a number"
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise UsageError(f"{where}: {value!r} is not {wanted}{_or_off(knob)}.") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise UsageError(f"{where}: {value!r} is not {wanted}{_or_off(knob)}.")
+    if knob.kind is int and value != int(value):
+        raise UsageError(f"{where}: {value!r} is not {wanted}.")
+    return knob.kind(value)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:g} to {high:g}"
+
+
+def _or_off(knob: Knob) -> str:
+    return " or 'off'" if knob.off is not None else ""

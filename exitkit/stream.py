@@ -1,0 +1,237 @@
+"""The packed stream: the real tokens of all sequences still running, end to end, without padding.
+
+Dropping a sequence, halting a word and skipping a layer are one operation here: choosing rows. This file is the only
+one that drops any. Sequences are packed in order of their length, because attention runs equal lengths in one call;
+`row` remembers where each unit's answer belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+"""A padded batch as tokenizers make it: `input_ids` [B, N], `attention_mask` [B, N], `token_type_ids` [B, N] or not,
+and in tagging `words` [B, N]: the word each token belongs to, −1 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What an encoder embeds."""
+
+    ids: Tensor  # [T]
+    types: Tensor | None  # [T] token type ids
+    position: Tensor  # [T] place of each token in its own sequence, from 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The tokens and units of the sequences still running. The loop makes a new one at every step."""
+
+    hidden: Tensor  # [T, d]
+    position: Tensor  # [T] place in its own sequence; never renumbered
+    lengths: tuple[int, ...]  # [S] tokens of each sequence, on the host
+    bounds: Tensor  # [S + 1] sequence s owns rows bounds[s]:bounds[s + 1]
+    owner: Tensor  # [T] unit that a token belongs to; −1 for context only ([CLS] in tagging)
+    sequence: Tensor  # [U] sequence of each unit, ascending
+    place: Tensor  # [U] place of the unit in its sequence
+    anchor: Tensor  # [U] the token that speaks for the unit: the first of a sequence or of a word
+    row: Tensor  # [U] the unit's row in the trace
+    live: Tensor  # [U] bool, no answer yet
+    skipped: Tensor  # [S] layers that the sequence did not run
+    active: Tensor | None  # [Q] ascending rows of the tokens that still compute; None = all of them
+    asking: tuple[int, ...]  # [S] active tokens of each sequence, on the host
+
+    @property
+    def tokens(self) -> int:
+        """T, the tokens that serve as keys and values."""
+        return self.hidden.shape[0]
+
+    @property
+    def units(self) -> int:
+        """U, the units of these sequences, answered words included."""
+        return self.row.shape[0]
+
+    @property
+    def sequences(self) -> int:
+        """S, the sequences still running."""
+        return len(self.lengths)
+
+    def sequence_of_tokens(self) -> Tensor:
+        """[T] the sequence that each token is part of."""
+        numbers = torch.arange(self.sequences, device=self.bounds.device)
+        return numbers.repeat_interleave(self.bounds.diff(), output_size=self.tokens)
+
+    def carrying(self, hidden: Tensor) -> Stream:
+        """The same tokens with new states [T, d]."""
+        return replace(self, hidden=hidden)
+
+
+def pack(batch: Batch) -> tuple[Tokens, Stream]:
+    """Take the padding out of a batch.
+
+    Returns the tokens to embed and a stream whose `hidden` still is empty ([T, 0]): `stream.carrying(embedded)`
+    completes it. Without `words` in the batch every sequence is one unit.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    device = ids.device
+    lengths = mask.sum(dim=1).tolist()
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    lengths = [lengths[i] for i in order]
+    columns = {"ids": ids, "types": batch.get("token_type_ids"), "words": batch.get("words")}
+    if order != list(range(len(order))):
+        by_length = torch.tensor(order, device=device)
+        mask = mask[by_length]
+        columns = {name: column if column is None else column[by_length] for name, column in columns.items()}
+    real = mask.bool()
+    flat = {name: column if column is None else column[real] for name, column in columns.items()}
+    bounds = _bounds(lengths, device)
+    total = sum(lengths)
+    sequence_of = torch.arange(len(lengths), device=device).repeat_interleave(
+        bounds.diff(), output_size=total
+    )
+    position = torch.arange(total, device=device) - bounds[sequence_of]
+    rows = torch.tensor(order, device=device)
+    words = flat["words"]
+    units = (
+        _sequences_as_units(sequence_of, bounds, rows)
+        if words is None
+        else _words_as_units(words, sequence_of, rows)
+    )
+    stream = Stream(
+        hidden=torch.empty(total, 0, device=device),
+        position=position,
+        lengths=tuple(lengths),
+        bounds=bounds,
+        skipped=torch.zeros(len(lengths), dtype=torch.long, device=device),
+        active=None,
+        asking=tuple(lengths),
+        **units,
+    )
+    return Tokens(ids=flat["ids"], types=flat["types"], position=position), stream
+
+
+def _sequences_as_units(sequence_of: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    return {
+        "owner": sequence_of,
+        "sequence": torch.arange(len(rows), device=rows.device),
+        "place": torch.zeros_like(rows),
+        "anchor": bounds[:-1],
+        "row": rows,
+        "live": torch.ones_like(rows, dtype=torch.bool),
+    }
+
+
+def _words_as_units(words: Tensor, sequence_of: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """Number the words of all sequences; the trace counts them sentence by sentence in the batch's own order."""
+    previous = torch.cat([words.new_full((1,), -2), words[:-1]])
+    new_sequence = torch.cat([sequence_of.new_ones(1), sequence_of.diff()]) != 0
+    first = (words >= 0) & ((words != previous) | new_sequence)
+    owner = torch.where(words >= 0, first.cumsum(0) - 1, -1)
+    anchor = first.nonzero().squeeze(1)
+    sequence = sequence_of[anchor]
+    counts = torch.bincount(sequence, minlength=len(rows))
+    in_batch_order = torch.zeros_like(counts).index_copy(0, rows, counts)
+    starts = in_batch_order.cumsum(0) - in_batch_order
+    place = torch.arange(len(anchor), device=rows.device) - (counts.cumsum(0) - counts)[sequence]
+    return {
+        "owner": owner,
+        "sequence": sequence,
+        "place": place,
+        "anchor": anchor,
+        "row": starts[rows[sequence]] + place,
+        "live": torch.ones_like(anchor, dtype=torch.bool),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some sequences of a stream: their stream, and where its rows were in the whole one."""
+
+    stream: Stream
+    tokens: Tensor  # [T'] rows of the kept tokens
+    units: Tensor  # [U'] rows of the kept units
+
+
+def select(stream: Stream, keep: Sequence[bool]) -> Selection:
+    """The part of the stream that the sequences with `keep` True make up (`keep` is on the host, one per sequence)."""
+    device = stream.hidden.device
+    kept = torch.tensor(keep, device=device)  # [S]
+    lengths = [n for n, wanted in zip(stream.lengths, keep, strict=True) if wanted]
+    asking = [n for n, wanted in zip(stream.asking, keep, strict=True) if wanted]
+    kept_tokens = kept.repeat_interleave(stream.bounds.diff(), output_size=stream.tokens)
+    kept_units = kept[stream.sequence]
+    tokens = _rows_where(kept_tokens, sum(lengths))
+    units = kept_units.nonzero().squeeze(1)
+    owner = stream.owner[tokens]
+    new_unit = kept_units.cumsum(0) - 1
+    new_token = kept_tokens.cumsum(0) - 1
+    active = stream.active
+    if active is not None:
+        active = new_token[active[kept_tokens[active]]]
+    part = Stream(
+        hidden=stream.hidden[tokens],
+        position=stream.position[tokens],
+        lengths=tuple(lengths),
+        bounds=_bounds(lengths, device),
+        owner=torch.where(owner >= 0, new_unit[owner], owner),
+        sequence=(kept.cumsum(0) - 1)[stream.sequence[units]],
+        place=stream.place[units],
+        anchor=new_token[stream.anchor[units]],
+        row=stream.row[units],
+        live=stream.live[units],
+        skipped=stream.skipped[kept],
+        active=active,
+        asking=tuple(asking),
+    )
+    return Selection(part, tokens, units)
+
+
+def halt(stream: Stream, live: Tensor) -> tuple[Stream, Tensor | None] | None:
+    """Let units go: `live` [U] is False for those with an answer.
+
+    A sequence without a live unit is dropped. In the others the tokens of answered units stop computing and go on as
+    keys and values; context tokens stay active as long as their sequence runs. Reads one small table from the device.
+
+    Returns:
+        The stream that goes on and the rows of the units in it (None = all of them), or None when nobody is left.
+    """
+    awake = torch.where(stream.owner >= 0, live[stream.owner], True)  # [T]
+    live_units, awake_tokens = torch.stack(
+        [
+            _count(live, stream.sequence, stream.sequences),
+            _count(awake, stream.sequence_of_tokens(), stream.sequences),
+        ]
+    ).tolist()
+    keep = [count > 0 for count in live_units]
+    if not any(keep):
+        return None
+    everyone = all(a == n for a, n, wanted in zip(awake_tokens, stream.lengths, keep, strict=True) if wanted)
+    halted = replace(
+        stream,
+        live=live,
+        active=None if everyone else _rows_where(awake, sum(awake_tokens)),
+        asking=stream.lengths if everyone else tuple(awake_tokens),
+    )
+    if all(keep):
+        return halted, None
+    part = select(halted, keep)
+    return part.stream, part.units
+
+
+def _count(mask: Tensor, group: Tensor, groups: int) -> Tensor:
+    """How many True there are in each group: [groups]."""
+    return torch.zeros(groups, dtype=torch.long, device=mask.device).index_add(0, group, mask.long())
+
+
+def _rows_where(mask: Tensor, count: int) -> Tensor:
+    """Rows where the mask is True, when the host knows how many: no synchronisation."""
+    return torch.nonzero_static(mask, size=count).squeeze(1)
+
+
+def _bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], device=device)

@@ -1,0 +1,59 @@
+"""The contract of a recipe: how a model with exits is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with the same trainable parts.
+
+    Parameters that no group holds are frozen: no gradient, no weight decay, and their modules stay in evaluation mode.
+    """
+
+    name: str
+    epochs: float
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate, named by identity."""
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class EveryExit:
+    """What a loss may look at: the answers of all exits to one batch."""
+
+    logits: Tensor  # [E, U, C]
+    labels: Tensor  # [U]
+    layers: Sequence[int]  # layer of each exit, from 1
+
+
+class Recipe(ABC):
+    """A frozen dataclass of options that says which parts learn when, and from which losses."""
+
+    @abstractmethod
+    def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
+        """What is trained in which order; `epochs` is what the user asked for, for every phase."""
+
+    @abstractmethod
+    def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
+        """Named scalars for one batch."""
+
+    def combine(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The scalar to differentiate: their sum."""
+        return torch.stack(list(losses.values())).sum()

@@ -1,0 +1,51 @@
+"""Recipe `joint`: the whole model and all exits at once, deep exits weighing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from exitkit.hookspecs import Register, hookimpl
+from exitkit.training.recipe import EveryExit, Group, Phase, Recipe
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+
+@dataclass(frozen=True)
+class Joint(Recipe):
+    """One phase, nothing frozen: Σ ℓ·CE_ℓ / Σ ℓ over the exits, ℓ the layer of the exit.
+
+    PABEE (2006.04152, eq. 4). Where it differs: the exits have heads of their own (PABEE's share a pooler), and heads
+    learn faster than the encoder, because they start from nothing.
+    """
+
+    learning_rate: float = 5e-5
+    head_learning_rate: float = 3e-4
+
+    def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
+        """A single phase, `joint`."""
+        parts = model.parts()
+        groups = [
+            Group(parts["encoder"], self.learning_rate),
+            Group(parts["heads"], self.head_learning_rate),
+        ]
+        return [Phase("joint", epochs, groups)]
+
+    def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
+        """One weighted cross-entropy per exit."""
+        total = sum(seen.layers)
+        return {
+            f"exit_{number}": layer / total * cross_entropy(logits.float(), seen.labels)
+            for number, (layer, logits) in enumerate(zip(seen.layers, seen.logits, strict=True), start=1)
+        }
+
+
+@hookimpl
+def register_recipes(register: Register[Recipe]) -> None:
+    """Offer `joint`."""
+    register("joint", Joint)
