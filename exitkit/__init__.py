@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exitkit.benchmark import benchmark as benchmark
-    from exitkit.calibration import calibrate as calibrate
+    from exitkit.benchmark.benchmark import benchmark as benchmark
+    from exitkit.calibration.calibrate import calibrate as calibrate
     from exitkit.errors import ExitkitError as ExitkitError
     from exitkit.hookspecs import hookimpl as hookimpl
     from exitkit.policy import Decision as Decision
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from exitkit.policy import State as State
     from exitkit.policy import knob as knob
     from exitkit.policy import normalised_entropy as normalised_entropy
-    from exitkit.prediction import load as load
-    from exitkit.training import train as train
+    from exitkit.prediction.predictor import load as load
+    from exitkit.training.train import train as train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "exitkit.benchmark": ["benchmark"],
-    "exitkit.calibration": ["calibrate"],
+    "exitkit.benchmark.benchmark": ["benchmark"],
+    "exitkit.calibration.calibrate": ["calibrate"],
     "exitkit.errors": ["ExitkitError"],
     "exitkit.hookspecs": ["hookimpl"],
     "exitkit.policy": [
@@ -41,8 +41,8 @@ _HOMES = {
         "knob",
         "normalised_entropy",
     ],
-    "exitkit.prediction": ["load"],
-    "exitkit.training": ["train"],
+    "exitkit.prediction.predictor": ["load"],
+    "exitkit.training.train": ["train"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,7 +18,7 @@ import pluggy
 if TYPE_CHECKING:
     from exitkit.encoders.base import Encoder
     from exitkit.policy import ExitPolicy
-    from exitkit.training.recipe import Recipe
+    from exitkit.recipe import Recipe
 
 PROJECT = "exitkit"
 T = TypeVar("T")

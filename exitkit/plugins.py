@@ -15,7 +15,7 @@ from exitkit import hookspecs
 from exitkit.encoders.base import Encoder
 from exitkit.errors import PluginError, UsageError, one_of
 from exitkit.policy import ExitPolicy, knobs
-from exitkit.training.recipe import Recipe
+from exitkit.recipe import Recipe
 
 POLICY_API = 1
 KINDS: dict[str, tuple[str, type]] = {

@@ -1,0 +1,1 @@
+"""Training exits: `train`, the trainer, and the recipes that come with exitkit."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from exitkit.hookspecs import Register, hookimpl
-from exitkit.training.recipe import EveryExit, Group, Phase, Recipe
+from exitkit.recipe import EveryExit, Group, Phase, Recipe
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel

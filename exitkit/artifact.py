@@ -1,0 +1,231 @@
+"""The folder that a model is saved in. It loads as a plain transformers checkpoint; exits lie beside it.
+
+    config.json, model.safetensors, tokenizer files   the full model
+    exits.safetensors                                 exit heads 1..E−1 and probes
+    exitkit.yaml                                      what the exits are and what they were trained on
+    policy.yaml                                       what calibrate found
+    metrics.json                                      score per exit, from train
+
+No file is a pickle, and none is read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.model import ExitModel
+from exitkit.plugins import Registry
+
+FORMAT = 1
+CARD = "exitkit.yaml"
+EXITS = "exits.safetensors"
+POLICY = "policy.yaml"
+METRICS = "metrics.json"
+
+log = logging.getLogger("exitkit")
+
+
+@dataclass(frozen=True)
+class Card:
+    """exitkit.yaml: what cannot be read from the checkpoint."""
+
+    task: str
+    labels: tuple[str, ...]
+    exits: tuple[int, ...]  # layers, from 1
+    pooling: str
+    recipe: dict[str, Any]
+    max_length: int
+    metric: str
+    data: dict[str, Any]  # Origin of the training rows
+    calibration: dict[str, Any]  # Origin of the calibration rows, their number and content hash
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded folder."""
+
+    folder: Path
+    model: ExitModel
+    tokenizer: PreTrainedTokenizerBase
+    card: Card
+    policies: dict[str, Any]  # policy.yaml; empty before calibrate
+
+
+def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
+    """Write everything but metrics and policies into an existing folder."""
+    with quiet():
+        model.stock.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    exits = {f"heads.{name}": value for name, value in model.heads.state_dict().items()}
+    exits |= {f"probe/{name}": value for name, value in model.probes.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in exits.items()}, folder / EXITS)
+    plain = {"format": FORMAT, **vars(card), "labels": list(card.labels), "exits": list(card.exits)}
+    write_text(folder / CARD, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a text file in one step: a reader sees the old one or the new one."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """metrics.json."""
+    write_text(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+
+
+def write_policies(folder: Path, policies: dict[str, Any]) -> None:
+    """policy.yaml."""
+    write_text(folder / POLICY, yaml.safe_dump(policies, sort_keys=False, default_flow_style=None))
+
+
+def read(
+    folder: Path,
+    registry: Registry,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Artifact:
+    """Load an artifact, in evaluation mode.
+
+    Raises:
+        UsageError: the folder is not an artifact.
+        ExitkitError: a file is missing or damaged; the message names it.
+    """
+    card = read_card(folder)
+    with _told(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    encoder = registry.encoder(config.model_type)
+    with quiet(), _told(folder / "model.safetensors"):
+        stock, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    if report["missing_keys"]:
+        raise ExitkitError(
+            f"{folder / 'model.safetensors'} lacks weights ({sorted(report['missing_keys'])[0]}, …). "
+            "The folder is damaged; train it again or restore the file."
+        )
+    model = ExitModel(stock, encoder, card.exits, card.pooling)  # type: ignore[arg-type]  # checked by read_card
+    _load_exits(folder / EXITS, model)
+    model = model.to(device=device, dtype=dtype).eval()
+    return Artifact(folder, model, tokenizer, card, read_policies(folder))
+
+
+def read_card(folder: Path) -> Card:
+    """exitkit.yaml of a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder. Give the folder that 'exitkit train --output' made.")
+    file = folder / CARD
+    if not file.exists():
+        partial = folder.name.endswith(".partial")
+        why = "training was not finished; run it again with --resume" if partial else f"it has no {CARD}"
+        raise UsageError(f"{folder} is not an exitkit model: {why}.")
+    loaded = _yaml(file)
+    if loaded.get("format") != FORMAT:
+        raise ExitkitError(f"{file} has format {loaded.get('format')!r}; this exitkit reads format {FORMAT}.")
+    try:
+        card = Card(**{key: value for key, value in loaded.items() if key != "format"})
+        return Card(**{**vars(card), "labels": tuple(card.labels), "exits": tuple(card.exits)})
+    except TypeError as error:
+        raise ExitkitError(f"{file} is damaged: {error}.") from None
+
+
+def read_policies(folder: Path) -> dict[str, Any]:
+    """policy.yaml of a folder; empty when nothing was calibrated."""
+    file = folder / POLICY
+    if not file.exists():
+        return {}
+    loaded = _yaml(file)
+    if not isinstance(loaded.get("policies"), dict) or loaded.get("default") not in loaded["policies"]:
+        raise ExitkitError(f"{file} is damaged; calibrate again.")
+    return loaded
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds a finished model of ours."""
+    return (folder / CARD).exists()
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a complete folder its final name; an older one of that name is removed once the new one stands."""
+    old = folder.with_name(folder.name + ".old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting on stderr while it loads a model; what matters is checked by the caller."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_exits(file: Path, model: ExitModel) -> None:
+    if not file.exists():
+        raise ExitkitError(f"{file} is missing: the folder holds a plain model without its exits.")
+    with _told(file):
+        saved = load_file(file)
+    heads = {name.removeprefix("heads."): value for name, value in saved.items() if name.startswith("heads.")}
+    try:
+        model.heads.load_state_dict(heads)
+    except RuntimeError as error:
+        raise ExitkitError(f"{file} does not fit {CARD}: {' '.join(str(error).split())}") from None
+    bad = [name for name, value in saved.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ExitkitError(f"{file} holds NaN or infinite weights ({bad[0]}).")
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ExitkitError(f"{file} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ExitkitError(f"{file} is damaged: it does not hold a mapping.")
+    return loaded
+
+
+@contextmanager
+def _told(what: Path) -> Iterator[None]:
+    """Turn what libraries raise about files into a message that names ours."""
+    try:
+        yield
+    except ExitkitError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise ExitkitError(f"{what} cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,101 @@
+"""Time, measured so that what a shared machine does in the meantime hits all contenders alike.
+
+Contenders answer the same batches in turn, batch by batch and round by round; only ratios of such interleaved runs
+are compared. A batch's time is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exitkit.progress import Advance
+from exitkit.stream import Batch
+
+Runner = Callable[[Batch], object]
+WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every contender for every batch in every round."""
+
+    seconds: Mapping[str, npt.NDArray[np.float64]]  # [rounds, batches]
+
+    def per_batch(self, name: str) -> npt.NDArray[np.float64]:
+        """[batches] median over the rounds."""
+        return np.median(self.seconds[name], axis=0)
+
+    def speedup(self, name: str, reference: str) -> float:
+        """How many times faster a contender is than another: a ratio of sums over all batches."""
+        return float(self.per_batch(reference).sum() / self.per_batch(name).sum())
+
+    def speedup_interval(self, name: str, reference: str, resamples: int = 1000) -> tuple[float, float]:
+        """95 % bootstrap interval of `speedup`, over batches and, within each, over rounds."""
+        random = np.random.default_rng(0)
+        mine, theirs = self.seconds[name], self.seconds[reference]
+        rounds, batches = mine.shape
+        ratios = []
+        for _ in range(resamples):
+            batch = random.integers(0, batches, batches)
+            round_ = random.integers(0, rounds, (rounds, batches))
+            picked = np.median(theirs[round_, batch], axis=0).sum() / np.median(mine[round_, batch], axis=0).sum()
+            ratios.append(picked)
+        low, high = np.percentile(ratios, [2.5, 97.5])
+        return float(low), float(high)
+
+
+def interleaved(
+    runners: Mapping[str, Runner],
+    batches: Sequence[Batch],
+    rounds: int,
+    device: torch.device,
+    advance: Advance = lambda steps=1, note="": None,
+) -> Times:
+    """Time every runner on every batch, `rounds` times, taking turns.
+
+    The order of the runners is turned by one from batch to batch, so that none of them always comes first.
+    """
+    names = list(runners)
+    seconds = {name: np.zeros((rounds, len(batches))) for name in names}
+    for name in names:
+        for batch in batches[:WARM_UPS]:
+            runners[name](batch)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for round_ in range(rounds):
+            for number, batch in enumerate(batches):
+                turn = (round_ + number) % len(names)
+                for name in names[turn:] + names[:turn]:
+                    runner = runners[name]
+                    seconds[name][round_, number] = seconds_of(lambda: runner(batch), device)  # noqa: B023
+                advance(1)
+            gc.collect()
+    finally:
+        if collecting:
+            gc.enable()
+    return Times(seconds)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one call, queued work on an accelerator included."""
+    _settle(device)
+    started = time.perf_counter()
+    work()
+    _settle(device)
+    return time.perf_counter() - started
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for work that was queued on an accelerator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,327 @@
+"""What can be asked of each command: one model per command for the command line, YAML files and Python alike.
+
+Nothing heavy is imported here: `exitkit --help` is made from these models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from exitkit.errors import UsageError, one_of
+
+Currency = Literal["layers", "flops", "time"]
+METRICS = ("accuracy", "f1_macro", "f1:LABEL", "mcc", "agreement")
+
+
+def _speedup(value: Any) -> Any:
+    """`3x`, `3` and `3.0x` mean the same."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*[xX×]?\s*", str(value))
+    if match is None:
+        raise ValueError(f"'{value}' is not a speed-up; write it like 3x or 2.5x")
+    number = float(match.group(1))
+    if number < 1:
+        raise ValueError(f"{value} would be slower than the full model; the smallest speed-up is 1x")
+    return number
+
+
+def _list(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _numbers(value: Any) -> Any:
+    """A single number stands for a list of one."""
+    return [value] if isinstance(value, int | float) else _list(value)
+
+
+def _speedups(value: Any) -> Any:
+    return [_speedup(one) for one in _numbers(value)]
+
+
+def _exits(value: Any) -> Any:
+    if value in (None, "all"):
+        return None
+    try:
+        layers = [int(part) for part in _numbers(value)]
+    except ValueError:
+        raise ValueError(f"'{value}' is neither 'all' nor a list of layers like 2,4,6") from None
+    if not layers:
+        raise ValueError("an empty list of exits; write 'all' or layers like 2,4,6")
+    return layers
+
+
+def _metric(value: Any) -> Any:
+    known = {name for name in METRICS if ":" not in name}
+    if value is None or value in known or (str(value).startswith("f1:") and len(str(value)) > 3):
+        return value
+    raise ValueError(one_of("metric", str(value), METRICS))
+
+
+def _named(value: Any) -> Any:
+    """`entropy` and `[entropy, patience]` are short for a mapping with a `name`."""
+    return {"name": value} if isinstance(value, str | list | tuple) else value
+
+
+Speedup = Annotated[float, BeforeValidator(_speedup)]
+Speedups = Annotated[list[float], BeforeValidator(_speedups)]
+Names = Annotated[list[str], BeforeValidator(_list)]
+Sizes = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_numbers)]
+Exits = Annotated[list[int] | None, BeforeValidator(_exits)]
+Metric = Annotated[str | None, BeforeValidator(_metric)]
+
+
+class Choice(BaseModel):
+    """One or more plugins by name, and the options that stand beside the name."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = Field(
+        default_factory=list
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands beside `name`."""
+        return dict(self.model_extra or {})
+
+
+Chosen = Annotated[Choice, BeforeValidator(_named)]
+
+
+def flag(help: str, *, panel: str | None = None, short: str | None = None, cli: bool = True) -> Any:
+    """Metadata of a field: its help text, and whether and where it stands on the command line."""
+    return Field(description=help, json_schema_extra={"panel": panel, "short": short, "cli": cli})
+
+
+WHERE = "Where it runs"
+COLUMNS = "Columns"
+
+
+class Common(BaseModel):
+    """What every command that touches a model takes."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    device: Annotated[str, flag("cpu, cuda, cuda:1, mps, or auto.", panel=WHERE)] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        flag("Number format. auto: fp32, and for training bf16 where the hardware has it.", panel=WHERE),
+    ] = "auto"
+    threads: Annotated[
+        int | None, Field(ge=1), flag("CPU threads (default: what torch chooses).", panel=WHERE)
+    ] = None
+
+
+class DataColumns(BaseModel):
+    """Names of columns, where the usual ones do not say."""
+
+    text_column: Annotated[str | None, flag("Column with the text.", panel=COLUMNS)] = None
+    pair_column: Annotated[str | None, flag("Column with the second text of a pair.", panel=COLUMNS)] = None
+    label_column: Annotated[str | None, flag("Column with the label.", panel=COLUMNS)] = None
+
+
+class TrainConfig(Common, DataColumns):
+    """`exitkit train`."""
+
+    model: Annotated[
+        str | None, flag("Encoder to start from: a Hugging Face id, a folder, or demo:tiny.", short="-m")
+    ] = None
+    data: Annotated[
+        Any, flag("Labelled texts: a hub dataset, a folder, a csv/tsv/jsonl/parquet file, or demo:reviews.")
+    ] = None
+    output: Annotated[Path | None, flag("Folder to save the trained model in.", short="-o")] = None
+    recipe: Annotated[Chosen, flag("How exits are trained (see 'exitkit recipes').")] = Choice(name=["joint"])
+    task: Annotated[Literal["classification"] | None, flag("What is predicted (default: from the labels).")] = (
+        None
+    )
+    epochs: Annotated[float, Field(gt=0), flag("Epochs of every phase.")] = 3
+    exits: Annotated[Exits, flag("Layers that get an exit: all, or a list like 2,4,6.")] = None
+    pooling: Annotated[
+        str, flag("What exits before the last read: auto, cls, mean, or mix (both). auto is mean.")
+    ] = "auto"
+    metric: Annotated[Metric, flag(f"What scores are: {', '.join(METRICS)}.")] = None
+    max_train_samples: Annotated[
+        int | None, Field(ge=2), flag("Train on a random choice of so many rows.")
+    ] = None
+    max_length: Annotated[
+        int | None, Field(ge=3), flag("Cut rows to so many tokens (default: what the model can take, at most 512).")
+    ] = None
+    seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
+    resume: Annotated[bool, flag("Go on where an interrupted run of the same command stopped.")] = False
+    overwrite: Annotated[bool, flag("Replace an existing model in --output.")] = False
+    training: Annotated[
+        dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)
+    ] = Field(default_factory=dict)
+
+
+class CalibrateConfig(Common, DataColumns):
+    """`exitkit calibrate`."""
+
+    artifact: Annotated[Path | None, flag("Folder of a trained model.")] = None
+    target_speedup: Annotated[Speedup | None, flag("How much faster than the full model: 3x.")] = None
+    policy: Annotated[Chosen, flag("Exit policy (see 'exitkit plugins').", short="-p")] = Choice(
+        name=["entropy"]
+    )
+    currency: Annotated[Currency, flag("What the speed-up is counted in: layers, flops, or time.")] = "time"
+    batch_size: Annotated[int, Field(ge=1), flag("Batch size that time is measured at.")] = 32
+    metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None
+    data: Annotated[Any, flag("Rows to calibrate on (default: those set aside by train).")] = None
+    split: Annotated[str | None, flag("Split of --data, slices too: validation[:50%].")] = None
+
+
+class BenchmarkConfig(Common, DataColumns):
+    """`exitkit benchmark`."""
+
+    artifacts: Annotated[list[Path], flag("Folders of trained models.")] = Field(default_factory=list)
+    policy: Annotated[Chosen | None, flag("Exit policy; repeat for several.", short="-p")] = None
+    speedups: Annotated[
+        Speedups | None, flag("Targets to calibrate each policy to: 1x,2x,3x (1x: exits run, nobody leaves).")
+    ] = None
+    currency: Annotated[Currency | None, flag("What targets are counted in (default: as calibrated, or time).")] = (
+        None
+    )
+    batch_size: Annotated[Sizes, flag("Batch sizes to time: 1,32.")] = [32]
+    metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None
+    data: Annotated[Any, flag("Labelled rows to score and time (default: the training data's test split).")] = (
+        None
+    )
+    split: Annotated[str | None, flag("Split of --data, slices too: validation[50%:].")] = None
+    calibration_data: Annotated[Any, flag("Rows to calibrate on, if that is needed.")] = None
+    calibration_split: Annotated[str | None, flag("Split of the calibration data (or of --data).")] = None
+    rounds: Annotated[int, Field(ge=1), flag("How often every batch is timed.")] = 5
+    max_rows: Annotated[int | None, Field(ge=1), flag("Score and time a random choice of so many rows.")] = None
+    output: Annotated[Path | None, flag("Report folder (default: DIR-report).", short="-o")] = None
+
+
+class PredictConfig(Common):
+    """`exitkit predict`."""
+
+    artifact: Annotated[Path | None, flag("Folder of a trained model.")] = None
+    input: Annotated[str, flag("File to answer (jsonl, csv, tsv, parquet, plain lines), - for stdin.", short="-i")] = (
+        "-"
+    )
+    output: Annotated[
+        Path | None, flag("File for the answers (jsonl, csv, tsv, parquet); default: jsonl on stdout.", short="-o")
+    ] = None
+    batch_size: Annotated[int, Field(ge=1), flag("Rows at a time.")] = 32
+    policy: Annotated[Chosen | None, flag("Exit policy (default: what calibrate stored).", short="-p")] = None
+    speedup: Annotated[Speedup | None, flag("Use the calibrated setting for this speed-up.")] = None
+    on_error: Annotated[Literal["stop", "skip"], flag("What to do with a line that cannot be read.")] = "stop"
+    probabilities: Annotated[bool, flag("Give the probabilities of all labels.")] = False
+    text_column: Annotated[str | None, flag("Column with the text.", panel=COLUMNS)] = None
+    pair_column: Annotated[str | None, flag("Column with the second text of a pair.", panel=COLUMNS)] = None
+
+
+class DemoConfig(Common):
+    """`exitkit demo`."""
+
+    output: Annotated[Path, flag("Folder for the model and the report.", short="-o")] = Path("exitkit-demo")
+    seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
+
+    @model_validator(mode="after")
+    def _never_a_file(self) -> DemoConfig:
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output {self.output} is a file; name a folder")
+        return self
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def merge(
+    model: type[M],
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    assignments: list[str] | None = None,
+) -> M:
+    """One configuration from a YAML file, command-line flags over it, and `--set dotted.key=value` over both.
+
+    Raises:
+        UsageError: an unknown key (with the closest match) or a value that is not allowed.
+    """
+    merged = _read_yaml(file) if file is not None else {}
+    for key, value in flags.items():
+        known = model.model_fields.get(key)
+        named = known is not None and "Choice" in str(known.annotation)
+        if named and isinstance(merged.get(key), Mapping):
+            merged[key] = {**merged[key], "name": value}
+        else:
+            merged[key] = value
+    for assignment in assignments or []:
+        _assign(model, merged, assignment)
+    return parse(model, merged)
+
+
+def parse(model: type[M], values: Mapping[str, Any]) -> M:
+    """Check plain values. Raises UsageError with every complaint in it."""
+    for key in values:
+        if key not in model.model_fields:
+            raise UsageError(one_of("setting", key, model.model_fields))
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError("; ".join(_complaint(one) for one in error.errors())) from None
+
+
+def require(config: BaseModel, *fields: str) -> None:
+    """Options that must have been given one way or another."""
+    missing = [name for name in fields if not getattr(config, name)]
+    if missing:
+        names = ", ".join(option(name) for name in missing)
+        raise UsageError(f"missing {names}. Give it on the command line, or in the file of --config.")
+
+
+def option(field: str) -> str:
+    """The command-line spelling of a field; artifacts stand without a flag."""
+    return "DIR" if field in ("artifact", "artifacts") else "--" + field.replace("_", "-")
+
+
+def _complaint(error: Any) -> str:
+    where = error["loc"][0] if error["loc"] else ""
+    what = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("value_error", "assertion_error") and not where:
+        return str(what)
+    if error["type"] == "value_error":
+        return f"{option(str(where))}: {what}"
+    return f"{option(str(where))}: {error['input']!r}: {what[:1].lower()}{what[1:]}"
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {file}: {error.strerror or error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise UsageError(f"--config {file} must hold a mapping of settings, not {type(loaded).__name__}.")
+    return {key.replace("-", "_"): value for key, value in loaded.items()}
+
+
+def _assign(model: type[BaseModel], merged: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {assignment!r} is not of the form dotted.key=value.")
+    keys[0] = keys[0].replace("-", "_")
+    if keys[0] not in model.model_fields:
+        raise UsageError("--set: " + one_of("setting", keys[0], model.model_fields))
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {assignment!r}: {' '.join(str(error).split())}") from None
+    here = merged
+    for key in keys[:-1]:
+        inner = here.get(key)
+        if isinstance(inner, str | list):
+            inner = {"name": inner}
+        inner = dict(inner) if isinstance(inner, Mapping) else {}
+        here[key] = inner
+        here = inner
+    here[keys[-1]] = value

@@ -1,0 +1,122 @@
+"""From rows to token ids, and from token ids to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from exitkit.data.sources import Rows
+from exitkit.errors import UsageError
+
+# Types that hold a million encoded rows in little memory; padding makes them all int64.
+TOKEN_TYPES = {"input_ids": pa.int32(), "token_type_ids": pa.int8(), "attention_mask": pa.int8()}
+
+# What `limit` answers where neither tokenizer nor model knows an end (relative positions, as in XLNet).
+NO_END = 512
+
+# Families whose positions count from pad_token_id + 1, so that the table of positions has that many idle
+# rows. transformers says so only inside each family's modelling code.
+# fmt: off
+OFFSET_POSITIONS = frozenset({
+    "bridgetower_text_model", "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt",
+    "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+})
+# fmt: on
+
+
+def limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: int | None = None) -> int:
+    """The greatest number of tokens per row, special ones included: `asked`, or all that the model can take.
+
+    Raises UsageError: `asked` is more than the model can take, or leaves no room for a token of text.
+    """
+    positions = _positions(config)
+    known = (
+        int(tokenizer.model_max_length) if tokenizer.model_max_length < 1e9 else None
+    )  # 1e30 stands for unknown
+    if asked is None:
+        return min((end for end in (positions, known) if end is not None), default=NO_END)
+    highest = positions if positions is not None else known
+    if highest is not None and asked > highest:
+        raise UsageError(
+            f"--max-length is {asked}, but the model takes at most {highest} tokens. Ask for less."
+        )
+    special = int(tokenizer.num_special_tokens_to_add(pair=False))
+    if asked <= special:
+        raise UsageError(
+            f"--max-length is {asked}, of which {special} are special tokens. Ask for {special + 1} or more."
+        )
+    return asked
+
+
+def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Tokenise: columns input_ids, attention_mask, token_type_ids if the tokenizer gives them, labels if
+    there are.
+
+    Longer rows are cut, pairs at the longer text; nothing is padded. An empty text is only special tokens.
+    """
+    tables = [_encode(batch, tokenizer, max_length) for batch in rows.data.iter(1000)]
+    return Dataset(pa.concat_tables(tables))
+
+
+def batches(encoded: Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[dict[str, Tensor]]:
+    """Consecutive rows, `size` at a time, in order: [B, L] int64 tensors padded on the right to the longest,
+    and labels [B].
+
+    Raises UsageError: `size` is below 1, or the tokenizer has no padding token.
+    """
+    if size < 1:
+        raise UsageError(f"--batch-size is {size}; it must be 1 or more.")
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            "the tokenizer has no padding token. Set tokenizer.pad_token and save it with the model."
+        )
+    # Not the tokenizer's own padding: it may be set to pad on the left.
+    fill = {
+        "input_ids": tokenizer.pad_token_id,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "attention_mask": 0,
+    }
+    for start in range(0, len(encoded), size):
+        rows = encoded[start : start + size]
+        yield {name: _tensor(values, fill.get(name)) for name, values in rows.items()}
+
+
+def _tensor(values: Sequence[Any], fill: int | None) -> Tensor:
+    """[B], or [B, L] where rows are lists to be filled up with `fill`."""
+    if fill is None:
+        return torch.tensor(values)
+    rows = [torch.tensor(value, dtype=torch.long) for value in values]
+    return pad_sequence(rows, batch_first=True, padding_value=fill)
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    rows = getattr(config, "max_position_embeddings", None)
+    if not isinstance(rows, int) or rows <= 0:
+        return None
+    return rows - (cast(int, config.pad_token_id) + 1 if config.model_type in OFFSET_POSITIONS else 0)
+
+
+def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+    # verbose=False: no warning about texts longer than the model takes; they are cut, as the caller asked.
+    tokens = tokenizer(
+        batch["text"],
+        batch.get("text_pair"),
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        verbose=False,
+    )
+    columns = {
+        name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens
+    }
+    if "label" in batch:
+        columns["labels"] = pa.array(batch["label"], pa.int64())
+    return pa.table(columns)

@@ -1,0 +1,283 @@
+"""Rows read from a source, and where they came from, so that the same rows can be read again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from exitkit.data.catalogue import IN_MEMORY, Catalogue, Source, catalogue
+from exitkit.data.columns import USUAL, Columns, LabelUse, find_columns
+from exitkit.data.labels import LabelColumn, label_column, label_ids, label_names
+from exitkit.data.tables import Table
+from exitkit.errors import ExitkitError, UsageError, one_of
+
+__all__ = ["LabelUse", "Origin", "Rows", "Source", "labelled", "read", "read_from", "reread", "splits"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where rows come from, so that the same rows can be read again."""
+
+    source: str
+    split: str  # as it was asked for: a name or any slice
+    revision: str | None  # commit of a hub dataset, where known
+    columns: Columns
+    indices: tuple[int, ...] | None = None  # positions among the rows of `split`; None = all of them
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for YAML."""
+        indices = None if self.indices is None else list(self.indices)
+        return vars(self) | {"columns": self.columns.as_dict(), "indices": indices}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Origin:
+        """The inverse of `as_dict`; what else stands beside it in a file does not matter."""
+        indices = None if plain["indices"] is None else tuple(plain["indices"])
+        columns = Columns.from_dict(plain["columns"])
+        return cls(plain["source"], plain["split"], plain["revision"], columns, indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Texts or pairs, with or without labels, checked: no null text, every label known."""
+
+    data: (
+        datasets.Dataset
+    )  # columns text, text_pair (pairs only), label (labelled only, an index into `labels`)
+    labels: tuple[str, ...]  # class names in order of their ids; empty when the rows are unlabelled
+    origin: Origin
+
+    @property
+    def pair(self) -> bool:
+        """Whether a row is two texts."""
+        return "text_pair" in self.data.column_names
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def select(self, indices: Sequence[int]) -> Rows:
+        """The rows at `indices`, in that order; the origin follows."""
+        chosen = [int(i) for i in indices]
+        before = self.origin.indices
+        kept = tuple(chosen if before is None else (before[i] for i in chosen))
+        return replace(self, data=self.data.select(chosen), origin=replace(self.origin, indices=kept))
+
+    def hash(self) -> str:
+        """16 hex digits over texts and label names, in order: the same on every machine and for every file
+        format.
+        """
+        digest = hashlib.sha256()
+        for batch in self.data.iter(1000):
+            names = [self.labels[i].encode() for i in batch["label"]] if self.labels else []
+            fields = [
+                [text.encode() for text in batch[name]] for name in ("text", "text_pair") if name in batch
+            ]
+            for row in zip(*fields, *([names] if names else []), strict=True):
+                # Lengths go in too, so that moving a character to the next field changes the hash.
+                digest.update(b"".join(b"%d:%b" % (len(field), field) for field in row) + b"\n")
+        return digest.hexdigest()[:16]
+
+
+def splits(source: Source) -> dict[str, int]:
+    """Names of the splits and their row counts."""
+    return {name: table().rows for name, table in catalogue(source).tables.items()}
+
+
+def read(
+    source: Source,
+    split: str | None = None,
+    columns: Columns = USUAL,
+    labels: Sequence[str] | None = None,
+    *,
+    use_labels: LabelUse = "needed",
+) -> Rows:
+    """Read rows.
+
+    `split` is a name or any `datasets` slice, such as `validation[:50%]` or `train[:10%]+train[-10%:]`; it
+    may be left out when there is only one. `labels` are the class names of a trained model, to which the
+    rows' labels are mapped; without, the classes are those of the whole splits named, also when a slice has
+    fewer.
+
+    Raises UsageError: no such source, split, column or label.
+    Raises ExitkitError: the data are damaged, empty or have gaps.
+    """
+    return read_from(catalogue(source), split, columns, labels, use_labels)
+
+
+def reread(origin: Origin, labels: Sequence[str], expected_hash: str) -> Rows:
+    """Read again the rows that `origin` describes.
+
+    Raises ExitkitError: they were in memory, are gone, or are not the same any more.
+    """
+    what = f"the rows used before (split '{origin.split}' of {origin.source})"
+    ask = "Give the data with --data and --split."
+    if origin.source == IN_MEMORY:
+        raise ExitkitError(f"{what} were in memory and cannot be read again. {ask}")
+    use: LabelUse = "needed" if origin.columns.label else "ignored"
+    try:
+        rows = read_from(catalogue(origin.source, origin.revision), origin.split, origin.columns, labels, use)
+        rows = rows if origin.indices is None else rows.select(origin.indices)
+    except IndexError:
+        raise ExitkitError(f"{what} have changed: there are fewer rows now. {ask}") from None
+    except ExitkitError as error:
+        raise ExitkitError(f"{what} cannot be read again: {error} {ask}") from error
+    found = rows.hash()
+    if found != expected_hash:
+        raise ExitkitError(f"{what} have changed (content hash {found}, expected {expected_hash}). {ask}")
+    return rows
+
+
+def read_from(
+    found: Catalogue,
+    split: str | None,
+    columns: Columns,
+    labels: Sequence[str] | None,
+    use_labels: LabelUse = "needed",
+) -> Rows:
+    """`read`, for a source that has been found already."""
+    split = split or _only_split(found)
+    pieces = _pieces(found, split)
+    picked = _pick(pieces, columns, use_labels)
+    data = {"text": _texts(pieces, picked.text)}
+    if picked.text_pair:
+        data["text_pair"] = _texts(pieces, picked.text_pair)
+    names: tuple[str, ...] = ()
+    if picked.label:
+        names, ids = _labels(pieces, picked.label, labels)
+        if _complete(pieces, ids, names, use_labels):
+            data["label"] = pa.array(np.concatenate(ids))
+        else:
+            names, picked = (), replace(picked, label=None)
+    origin = Origin(found.source, split, found.revision, picked)
+    return Rows(datasets.Dataset(pa.table(data)), names, origin)
+
+
+def labelled(found: Catalogue, split: str, columns: Columns) -> bool:
+    """Whether the split is there and any row of it has a label: benchmarks keep the labels of tests back."""
+    if split not in found.tables:
+        return False
+    table = found.table(split)
+    name = find_columns(table.names, columns, "optional").label
+    return name is not None and any(value is not None for value in _label_column(table, name).values)
+
+
+class _Piece(NamedTuple):
+    """Consecutive rows of one split."""
+
+    table: Table
+    start: int
+    stop: int
+    origin: str  # for messages
+
+    def row(self, position: int) -> str:
+        """The place of the row at `position` of the piece, for messages; people count from 1."""
+        return f"row {self.start + position + 1} of {self.origin}"
+
+
+def _only_split(found: Catalogue) -> str:
+    if len(found.tables) > 1:
+        raise UsageError(f"{found.source} has the splits {', '.join(found.tables)}. Say which with --split.")
+    return next(iter(found.tables))
+
+
+def _pieces(found: Catalogue, split: str) -> list[_Piece]:
+    names = [match[1] for match in (re.match(r"\s*([\w.]+)", part) for part in split.split("+")) if match]
+    tables = {name: found.table(name) for name in names}
+    sizes = {name: table.rows for name, table in tables.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            f"--split '{split}' cannot be understood ({error}). Allowed: a name or a slice, such as "
+            "validation, validation[:50%], train[10:200], train[:10%]+train[-10%:]."
+        ) from error
+    pieces = [
+        _Piece(tables[part.splitname], part.from_, part.to, f"split '{part.splitname}' of {found.source}")
+        for part in parts
+        if part.to > part.from_
+    ]
+    if not pieces:
+        have = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ExitkitError(f"--split '{split}' of {found.source} has no rows ({have}). Give data with rows.")
+    return pieces
+
+
+def _pick(pieces: Sequence[_Piece], columns: Columns, use_labels: LabelUse) -> Columns:
+    answers = {find_columns(piece.table.names, columns, use_labels) for piece in pieces}
+    if len(answers) > 1:
+        raise UsageError(f"the splits asked for have different columns: {' and '.join(map(str, answers))}.")
+    return answers.pop()
+
+
+def _texts(pieces: Sequence[_Piece], name: str | None) -> pa.ChunkedArray:
+    assert name is not None, "find_columns always finds a text"
+    return pa.chunked_array(
+        [chunk for piece in pieces for chunk in _text(piece, name).chunks], pa.large_string()
+    )
+
+
+def _text(piece: _Piece, name: str) -> pa.ChunkedArray:
+    column = piece.table.column(name).slice(piece.start, piece.stop - piece.start)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.null_count:
+        row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
+        raise ExitkitError(f"{piece.row(row)}: column '{name}' has no text. Fill or drop such rows.")
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise UsageError(
+            f"column '{name}' of {piece.origin} holds {column.type}, not text. Say which column with "
+            "--text-column."
+        )
+    return column.cast(pa.large_string())  # 32-bit offsets end at 2 GB of text
+
+
+def _label_column(table: Table, name: str) -> LabelColumn:
+    return label_column(name, table.column(name), table.classes.get(name))
+
+
+def _labels(
+    pieces: Sequence[_Piece], name: str, known: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[npt.NDArray[np.int64]]]:
+    """The class names, and the ids of each piece's rows."""
+    columns = [_label_column(piece.table, name) for piece in pieces]
+    names = tuple(known) if known else pieces[0].table.classes.get(name) or label_names(columns)
+    pairs = zip(columns, pieces, strict=True)
+    ids = [label_ids(column, names)[piece.start : piece.stop] for column, piece in pairs]
+    for column, piece, found in zip(columns, pieces, ids, strict=True):
+        if (found == -2).any():
+            row = int((found == -2).argmax())
+            value = column.values[column.codes[piece.start + row]]
+            raise UsageError(f"{piece.row(row)}: {one_of('label', str(value), names)}")
+    return names, ids
+
+
+def _complete(
+    pieces: Sequence[_Piece], ids: Sequence[npt.NDArray[np.int64]], names: Sequence[str], use_labels: LabelUse
+) -> bool:
+    """Whether every row has a label.
+
+    Raises ExitkitError: labels are needed, and some rows lack one.
+    """
+    missing = [(piece, found < 0) for piece, found in zip(pieces, ids, strict=True)]
+    if not any(gaps.any() for _, gaps in missing):
+        return True
+    if use_labels == "optional":
+        return False
+    if all(gaps.all() for _, gaps in missing):
+        raise UsageError(
+            f"{pieces[0].origin} has no labels (every one is missing or -1, as where a benchmark keeps them "
+            "back). Give a labelled split with --split."
+        )
+    piece, gaps = next((piece, gaps) for piece, gaps in missing if gaps.any())
+    raise ExitkitError(
+        f"{piece.row(int(gaps.argmax()))} has no label. Known: {', '.join(names)}. Fill or drop such rows."
+    )

@@ -1,0 +1,136 @@
+"""Which rows are trained on, calibrated on and scored on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import train_test_split
+
+from exitkit.data.catalogue import Source, catalogue
+from exitkit.data.columns import USUAL, Columns
+from exitkit.data.sources import Rows, labelled, read_from
+from exitkit.errors import UsageError
+
+SET_ASIDE = 0.1
+MOST_SET_ASIDE = 2000
+FEWEST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What `train` needs. No row of `calibration` or `evaluation` has the text of a row of `train`, unless
+    the source's own splits overlap.
+    """
+
+    train: Rows
+    calibration: Rows
+    evaluation: Rows  # what metrics.json scores; its `origin` says which rows these are
+    labels: tuple[str, ...]
+
+
+def training_and_calibration(
+    source: Source,
+    columns: Columns = USUAL,
+    seed: int = 0,
+    max_train_samples: int | None = None,
+) -> TrainingData:
+    """Read the rows to train on, and choose those to calibrate and to evaluate on.
+
+    Calibration rows are the `validation` split when a labelled `test` split is left to score on; else a
+    tenth of `train`, at most 2,000 rows, stratified where every class has two rows, chosen before
+    `max_train_samples` and less the rows whose text is in the rest too. Evaluation rows are `validation`
+    where labelled, else the calibration rows.
+
+    Raises UsageError: no `train` split, or too little in it.
+    """
+    if max_train_samples is not None and max_train_samples < 2:
+        raise UsageError(f"--max-train-samples is {max_train_samples}; it must be 2 or more.")
+    found = catalogue(source)
+    train = read_from(found, "train", columns, None)
+    _check_enough(train)
+    validation = (
+        read_from(found, "validation", columns, train.labels)
+        if labelled(found, "validation", columns)
+        else None
+    )
+    if validation is not None and labelled(found, "test", columns):
+        calibration = validation
+    else:
+        train, calibration = _set_aside(train, seed)
+    if max_train_samples is not None and max_train_samples < len(train):
+        chosen = np.random.default_rng(seed).choice(len(train), max_train_samples, replace=False)
+        train = train.select(np.sort(chosen).tolist())
+    _check_classes(train)
+    evaluation = calibration if validation is None else validation
+    return TrainingData(train, calibration, evaluation, train.labels)
+
+
+def scoring_split(source: Source, columns: Columns = USUAL) -> str:
+    """The split to score on when nobody says: `test` where it is labelled, else `validation`.
+
+    Raises UsageError: there is neither.
+    """
+    found = catalogue(source)
+    for split in ("test", "validation"):
+        if labelled(found, split, columns):
+            return split
+    raise UsageError(
+        f"{found.source} has no labelled test or validation split to score on. Splits there are: "
+        f"{', '.join(found.tables)}. Say which with --split."
+    )
+
+
+def _check_enough(train: Rows) -> None:
+    if len(train) < FEWEST_ROWS:
+        raise UsageError(
+            f"{train.origin.source} has {len(train)} rows to train on; at least {FEWEST_ROWS} are needed. "
+            "Give more data."
+        )
+    _check_classes(train)
+
+
+def _check_classes(train: Rows) -> None:
+    present = np.unique(_ids(train))
+    if len(present) < 2:
+        raise UsageError(
+            f"the {len(train)} rows to train on from {train.origin.source} all have the label "
+            f"'{train.labels[present[0]]}'; at least two classes are needed. Give other data, or a larger "
+            "--max-train-samples where that is set."
+        )
+
+
+def _ids(rows: Rows) -> npt.NDArray[np.int64]:
+    ids: npt.NDArray[np.int64] = np.asarray(rows.data["label"][:], dtype=np.int64)
+    return ids
+
+
+def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
+    """What is left to train on, and the rows set aside."""
+    ids = _ids(train)
+    size = min(MOST_SET_ASIDE, max(1, round(SET_ASIDE * len(train))))
+    counts = np.bincount(ids)
+    counts = counts[counts > 0]
+    # scikit-learn refuses to stratify beyond these bounds.
+    stratify = ids if counts.min() >= 2 and size >= len(counts) else None
+    rest, aside = train_test_split(
+        np.arange(len(train)), test_size=size, random_state=seed, stratify=stratify
+    )
+    kept = train.select(np.sort(rest).tolist())
+    seen = set(_texts(kept))
+    candidates = train.select(np.sort(aside).tolist())
+    calibration = candidates.select([i for i, text in enumerate(_texts(candidates)) if text not in seen])
+    if not len(calibration):
+        raise UsageError(
+            f"none of the {size} rows set aside from the training rows of {train.origin.source} for "
+            "calibration has a text that is not also among the others. Remove repeated texts, or add "
+            "validation and test splits."
+        )
+    return kept, calibration
+
+
+def _texts(rows: Rows) -> list[tuple[str, ...]]:
+    """Each row's text or pair, to compare rows by."""
+    names = ["text", "text_pair"] if rows.pair else ["text"]
+    return list(zip(*(rows.data[name][:] for name in names), strict=True))

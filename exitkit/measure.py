@@ -1,0 +1,111 @@
+"""Real runs over rows: what calibrate confirms with and benchmark reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exitkit import metrics
+from exitkit.artifact import Artifact
+from exitkit.cost import Prices, speedups
+from exitkit.data.batches import batches, encode
+from exitkit.data.sources import Rows
+from exitkit.errors import ExitkitError
+from exitkit.loop import run
+from exitkit.plugins import Registry
+from exitkit.progress import bar
+from exitkit.settings import Schedule, schedule
+from exitkit.stream import Batch
+from exitkit.trace import Trace
+
+
+def on_device(rows: Rows, model: Artifact, batch_size: int) -> list[Batch]:
+    """Rows as padded batches on the model's device, without labels, in order."""
+    encoded = encode(rows, model.tokenizer, model.card.max_length)
+    made = []
+    for batch in batches(encoded, model.tokenizer, batch_size):
+        batch.pop("labels", None)
+        made.append({name: tensor.to(model.model.device) for name, tensor in batch.items()})
+    return made
+
+
+def full_model(model: Artifact, registry: Registry) -> Schedule:
+    """`fixed` with exit E: every layer, only the last head run."""
+    shape = model.model.shape
+    return schedule("fixed", registry.policy("fixed"), {"exit": shape.exits}, shape)
+
+
+def run_all(model: Artifact, rows: Sequence[Batch], plan: Schedule, title: str) -> Trace:
+    """Answer all batches."""
+    traces = []
+    with bar(title, len(rows)) as advance:
+        for batch in rows:
+            traces.append(run(model.model, batch, plan))
+            advance()
+    trace = Trace.join(traces)
+    if not torch.isfinite(trace.logits).all():
+        raise ExitkitError(f"{model.folder}: the model answers NaN or infinite values; its weights are damaged.")
+    return trace
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a run against labels and against the full model."""
+
+    metric: str
+    score: float
+    full_score: float
+    agreement: float
+    score_ci: tuple[float, float]
+    drop_ci: tuple[float, float]  # of full_score − score, paired
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "metric": self.metric,
+            "score": self.score,
+            "score_ci": list(self.score_ci),
+            "full_score": self.full_score,
+            "drop": self.full_score - self.score,
+            "drop_ci": list(self.drop_ci),
+            "agreement": self.agreement,
+        }
+
+
+def score(
+    metric: str,
+    labels: Sequence[str],
+    truth: npt.NDArray[np.int64] | None,
+    answers: npt.NDArray[np.int64],
+    full: npt.NDArray[np.int64],
+) -> Scored:
+    """Score answers [N] beside the full model's [N]; the interval of the loss is paired over rows."""
+    compare = metrics.metric(metric, labels)
+    reference = full if truth is None or not metrics.needs_labels(metric) else truth
+
+    def of(given: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> float:
+        return compare(reference[rows], given[rows])
+
+    everyone = np.arange(len(answers))
+    return Scored(
+        metric=metric,
+        score=of(answers, everyone),
+        full_score=of(full, everyone),
+        agreement=float((answers == full).mean()),
+        score_ci=metrics.interval(lambda rows: of(answers, rows), len(answers)),
+        drop_ci=metrics.interval(lambda rows: of(full, rows) - of(answers, rows), len(answers)),
+    )
+
+
+def truth_of(rows: Rows) -> npt.NDArray[np.int64] | None:
+    """Label numbers [N], or None for unlabelled rows."""
+    return np.asarray(rows.data["label"][:]) if "label" in rows.data.column_names else None
+
+
+def counted(trace: Trace, price: Prices) -> dict[str, float]:
+    """Speed-ups in the currencies that need no clock."""
+    return speedups(trace, price)

@@ -1,0 +1,51 @@
+"""Progress of long work, on stderr. Silent until a front end asks for it, so that the library never prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_console: ContextVar[Console | None] = ContextVar("progress console", default=None)
+
+Advance = Callable[..., None]
+"""`advance(steps=1, note="")`"""
+
+
+def show_on(console: Console) -> None:
+    """Show bars on a console from now on."""
+    _console.set(console)
+
+
+@contextmanager
+def bar(title: str, total: float) -> Iterator[Advance]:
+    """A progress bar; call what this yields after each step."""
+    console = _console.get()
+    if console is None:
+        yield lambda steps=1, note="": None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def advance(steps: float = 1, note: str = "") -> None:
+            progress.update(task, advance=steps, **({"note": note} if note else {}))
+
+        yield advance

@@ -1,0 +1,96 @@
+"""A recorded pass over rows, and what any setting of a policy would have made of it.
+
+Where decisions depend only on what exits say, the answers of all exits, recorded once, give the outcome of every
+setting without running the model again. The decisions are made by the policy's own `decide`, exit by exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exitkit import contract
+from exitkit.errors import UsageError
+from exitkit.loop import every_exit
+from exitkit.model import ExitModel
+from exitkit.policy import Evidence, Shape
+from exitkit.settings import Schedule
+from exitkit.stream import Batch
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What every exit said about every unit, and how long its sequence is. Sequence units only."""
+
+    logits: Tensor  # [E, N, C] fp32
+    lengths: Tensor  # [N] tokens
+    shape: Shape
+    layers: tuple[int, ...]  # layer of each exit, from 1
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.lengths.shape[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers and exits of one setting on a recording."""
+
+    logits: Tensor  # [N, C]
+    exit: Tensor  # [N] from 1
+
+
+@torch.inference_mode()
+def record(model: ExitModel, batches: Iterable[Batch]) -> Recording:
+    """Run all exits on all rows. `model` in evaluation mode, batches on its device."""
+    logits, lengths = [], []
+    for batch in batches:
+        logits.append(every_exit(model, batch).float().cpu())
+        lengths.append(batch["attention_mask"].sum(dim=1).cpu())
+    if not logits:
+        raise UsageError("there are no rows to run.")
+    return Recording(torch.cat(logits, dim=1), torch.cat(lengths), model.shape, model.exits)
+
+
+@torch.inference_mode()
+def replay(recording: Recording, schedule: Schedule) -> Outcome:
+    """What a schedule would answer, and where. Equal to a live run, but for ties within rounding of a threshold."""
+    shape, units = recording.shape, recording.rows
+    state = contract.start(schedule.name, schedule.first, units, recording.logits.device)
+    answers = recording.logits[-1].clone()
+    taken = torch.full((units,), shape.exits)
+    live = torch.ones(units, dtype=torch.bool)
+    everyone = torch.ones(units, dtype=torch.bool)
+    sequence = torch.arange(units)
+    place = torch.zeros_like(sequence)
+    for exit in range(1, shape.exits + 1):
+        seen = Evidence(
+            exit=exit,
+            exits=shape.exits,
+            layer=recording.layers[exit - 1],
+            layers=shape.layers,
+            labels=shape.labels,
+            task=shape.task,
+            logits=recording.logits[exit - 1],
+            live=live,
+            fresh=everyone,
+            sequence=sequence,
+            position=place,
+        )
+        policy = schedule.steps[exit - 1]
+        if exit == shape.exits:
+            final = contract.conclude(schedule.name, policy, seen, state)
+            if final is not None:
+                answers[live] = final.float()[live]
+            break
+        decision, state = contract.decide(schedule.name, policy, seen, state)
+        leave = decision.leave & live
+        said = seen.logits if decision.answer is None else decision.answer.float()
+        answers[leave] = said[leave]
+        taken[leave] = exit
+        live = live & ~leave
+    return Outcome(answers, taken)

@@ -1,0 +1,160 @@
+"""transformers.Trainer, told about exits: losses from a recipe, learning rates per part, checkpoints without pickles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from exitkit.errors import UsageError, one_of
+from exitkit.model import ExitModel
+from exitkit.progress import Advance
+from exitkit.recipe import EveryExit, Phase, Recipe
+
+OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
+"""Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
+
+
+class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trains one phase of a recipe."""
+
+    def __init__(self, *args: Any, recipe: Recipe, phase: Phase, layers: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recipe, self.phase, self.layers = recipe, phase, layers
+        self.remove_callback(PrinterCallback)  # prints to stdout
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """The recipe's losses for one batch, combined."""
+        labels = inputs.pop("labels")
+        seen = EveryExit(logits=model(**inputs), labels=labels, layers=self.layers)
+        return self.recipe.combine(self.recipe.losses(self.phase.name, seen))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Weights only: the stock method adds the arguments as a pickle."""
+        folder = output_dir or self.args.output_dir
+        os.makedirs(folder, exist_ok=True)
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()},
+            os.path.join(folder, "model.safetensors"),
+            metadata={"format": "pt"},
+        )
+
+
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """Moves a progress bar, with the loss beside it."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+        self.done = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One optimiser step."""
+        self.advance(state.global_step - self.done)
+        self.done = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        """The mean loss since the last report."""
+        if logs and "loss" in logs:
+            self.advance(0, note=f"loss {float(logs['loss']):.3f}")
+
+
+def arguments(
+    folder: Path, phase: Phase, *, seed: int, bf16: bool, device: torch.device, extra: Mapping[str, Any]
+) -> TrainingArguments:
+    """TrainingArguments of a phase; `extra` is what the user wrote under `training:`."""
+    known = TrainingArguments.__dataclass_fields__
+    for name in extra:
+        if name in OURS:
+            raise UsageError(f"training.{name}: exitkit has a setting of its own for this.")
+        if name not in known:
+            raise UsageError(one_of("field of training", name, known))
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 32,
+        "warmup_steps": 0.06,  # below 1: a fraction of all steps
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "linear",
+        "logging_steps": 25,
+        "save_strategy": "steps",
+        "save_steps": 0.2,  # likewise a fraction
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device.type == "cuda",
+        **extra,
+    }
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=phase.epochs,
+            seed=seed,
+            bf16=bf16,
+            use_cpu=device.type == "cpu",
+            remove_unused_columns=False,
+            label_names=["labels"],
+            **settings,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"training: {' '.join(str(error).split())}") from None
+
+
+def optimizer(phase: Phase, model: ExitModel, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over the phase's groups; biases and norms do not decay. Everything in no group is frozen."""
+    trainable = {id(p) for group in phase.groups for p in group.parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trainable)
+    groups = []
+    for group in phase.groups:
+        for decays in (True, False):
+            parameters = [p for p in group.parameters if (p.dim() > 1) == decays]
+            groups.append(
+                {
+                    "params": parameters,
+                    "lr": group.learning_rate,
+                    "weight_decay": weight_decay if decays else 0.0,
+                }
+            )
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def run_phase(
+    model: ExitModel,
+    recipe: Recipe,
+    phase: Phase,
+    args: TrainingArguments,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    advance: Advance,
+    resume_from: Path | None,
+) -> dict[str, float]:
+    """Train one phase. Returns the trainer's own metrics (`train_runtime` in seconds, `train_samples_per_second`)."""
+    trainer = RecipeTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        optimizers=(optimizer(phase, model, args.weight_decay), None),
+        callbacks=[ShowProgress(advance)],
+        recipe=recipe,
+        phase=phase,
+        layers=model.exits,
+    )
+    result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return dict(result.metrics)
