@@ -111,9 +111,7 @@ class Common(BaseModel):
         Literal["auto", "fp32", "bf16"],
         flag("Number format. auto: fp32, and for training bf16 where the hardware has it.", panel=WHERE),
     ] = "auto"
-    threads: Annotated[
-        int | None, Field(ge=1), flag("CPU threads (default: what torch chooses).", panel=WHERE)
-    ] = None
+    threads: Annotated[int | None, Field(ge=1), flag("CPU threads (default: what torch chooses).", panel=WHERE)] = None
 
 
 class DataColumns(BaseModel):
@@ -135,27 +133,23 @@ class TrainConfig(Common, DataColumns):
     ] = None
     output: Annotated[Path | None, flag("Folder to save the trained model in.", short="-o")] = None
     recipe: Annotated[Chosen, flag("How exits are trained (see 'exitkit recipes').")] = Choice(name=["joint"])
-    task: Annotated[Literal["classification"] | None, flag("What is predicted (default: from the labels).")] = (
-        None
-    )
+    task: Annotated[Literal["classification"] | None, flag("What is predicted (default: from the labels).")] = None
     epochs: Annotated[float, Field(gt=0), flag("Epochs of every phase.")] = 3
     exits: Annotated[Exits, flag("Layers that get an exit: all, or a list like 2,4,6.")] = None
-    pooling: Annotated[
-        str, flag("What exits before the last read: auto, cls, mean, or mix (both). auto is mean.")
-    ] = "auto"
+    pooling: Annotated[str, flag("What exits before the last read: auto, cls, mean, or mix (both). auto is mean.")] = (
+        "auto"
+    )
     metric: Annotated[Metric, flag(f"What scores are: {', '.join(METRICS)}.")] = None
-    max_train_samples: Annotated[
-        int | None, Field(ge=2), flag("Train on a random choice of so many rows.")
-    ] = None
+    max_train_samples: Annotated[int | None, Field(ge=2), flag("Train on a random choice of so many rows.")] = None
     max_length: Annotated[
         int | None, Field(ge=3), flag("Cut rows to so many tokens (default: what the model can take, at most 512).")
     ] = None
     seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
     resume: Annotated[bool, flag("Go on where an interrupted run of the same command stopped.")] = False
     overwrite: Annotated[bool, flag("Replace an existing model in --output.")] = False
-    training: Annotated[
-        dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)
-    ] = Field(default_factory=dict)
+    training: Annotated[dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)] = Field(
+        default_factory=dict
+    )
 
 
 class CalibrateConfig(Common, DataColumns):
@@ -163,9 +157,10 @@ class CalibrateConfig(Common, DataColumns):
 
     artifact: Annotated[Path | None, flag("Folder of a trained model.")] = None
     target_speedup: Annotated[Speedup | None, flag("How much faster than the full model: 3x.")] = None
-    policy: Annotated[Chosen, flag("Exit policy (see 'exitkit plugins').", short="-p")] = Choice(
-        name=["entropy"]
-    )
+    max_drop: Annotated[
+        float | None, Field(ge=0, lt=1), flag("Instead: the fastest setting that loses at most this (0.01).")
+    ] = None
+    policy: Annotated[Chosen, flag("Exit policy (see 'exitkit plugins').", short="-p")] = Choice(name=["entropy"])
     currency: Annotated[Currency, flag("What the speed-up is counted in: layers, flops, or time.")] = "time"
     batch_size: Annotated[int, Field(ge=1), flag("Batch size that time is measured at.")] = 32
     metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None
@@ -181,14 +176,10 @@ class BenchmarkConfig(Common, DataColumns):
     speedups: Annotated[
         Speedups | None, flag("Targets to calibrate each policy to: 1x,2x,3x (1x: exits run, nobody leaves).")
     ] = None
-    currency: Annotated[Currency | None, flag("What targets are counted in (default: as calibrated, or time).")] = (
-        None
-    )
+    currency: Annotated[Currency | None, flag("What targets are counted in (default: as calibrated, or time).")] = None
     batch_size: Annotated[Sizes, flag("Batch sizes to time: 1,32.")] = [32]
     metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None
-    data: Annotated[Any, flag("Labelled rows to score and time (default: the training data's test split).")] = (
-        None
-    )
+    data: Annotated[Any, flag("Labelled rows to score and time (default: the training data's test split).")] = None
     split: Annotated[str | None, flag("Split of --data, slices too: validation[50%:].")] = None
     calibration_data: Annotated[Any, flag("Rows to calibrate on, if that is needed.")] = None
     calibration_split: Annotated[str | None, flag("Split of the calibration data (or of --data).")] = None

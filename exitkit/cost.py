@@ -37,9 +37,7 @@ def flops(work: Work, price: Prices) -> int:
     """Multiply-adds of some work."""
     layers = sum(
         cost.key * keys + cost.query * queries + cost.pair * scores
-        for cost, keys, queries, scores in zip(
-            price.layers, work.keys, work.queries, work.scores, strict=True
-        )
+        for cost, keys, queries, scores in zip(price.layers, work.keys, work.queries, work.scores, strict=True)
     )
     return layers + sum(units * cost for units, cost in zip(work.heads, price.heads, strict=True))
 
@@ -73,10 +71,7 @@ class ReplayCost:
         lengths = recording.lengths.numpy().astype(np.float64)
         self.layer_of_exit = np.asarray(recording.layers)
         per_layer = np.stack(
-            [
-                (cost.key + cost.query) * lengths + cost.pair * lengths * lengths
-                for cost in price.layers
-            ]
+            [(cost.key + cost.query) * lengths + cost.pair * lengths * lengths for cost in price.layers]
         )  # [L, N]
         up_to_exit = per_layer.cumsum(axis=0)[self.layer_of_exit - 1]  # [E, N]
         heads = np.asarray(price.heads, dtype=np.float64)

@@ -91,9 +91,7 @@ class Walk:
         self.reads = schedule.first.reads
         self.probe: nn.Module | None = model.probes[self.name] if self.name in model.probes else None
 
-    def climb(
-        self, below: int, top: int, stream: Stream, state: State, trace: Recorder
-    ) -> tuple[Stream, list[bool]]:
+    def climb(self, below: int, top: int, stream: Stream, state: State, trace: Recorder) -> tuple[Stream, list[bool]]:
         """Run layers below+1 to top. Returns also, per sequence, whether it ran any of them."""
         if not self.has_gates:
             for layer in range(below + 1, top + 1):
@@ -106,9 +104,7 @@ class Walk:
             ran = [a or b for a, b in zip(ran, now, strict=True)]
         return stream, ran
 
-    def _gated_layer(
-        self, layer: int, stream: Stream, state: State, trace: Recorder
-    ) -> tuple[Stream, list[bool]]:
+    def _gated_layer(self, layer: int, stream: Stream, state: State, trace: Recorder) -> tuple[Stream, list[bool]]:
         before = Passage(
             layer=layer,
             layers=self.model.shape.layers,
@@ -140,7 +136,9 @@ class Walk:
         shape = self.model.shape
         last = exit == shape.exits
         all_ran = all(ran)
-        fresh = torch.ones_like(stream.live) if all_ran else torch.tensor(ran, device=stream.live.device)[stream.sequence]
+        fresh = (
+            torch.ones_like(stream.live) if all_ran else torch.tensor(ran, device=stream.live.device)[stream.sequence]
+        )
         asked = None
         if stream.active is not None or not (all_ran or last):
             asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)

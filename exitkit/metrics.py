@@ -29,9 +29,7 @@ def metric(name: str, labels: Sequence[str]) -> Metric:
     if name in ("accuracy", "agreement"):
         return lambda truth, answers: float((truth == answers).mean())
     if name == "f1_macro":
-        return lambda truth, answers: float(
-            sklearn_metrics.f1_score(truth, answers, average="macro", zero_division=0)
-        )
+        return lambda truth, answers: float(sklearn_metrics.f1_score(truth, answers, average="macro", zero_division=0))
     if name == "mcc":
         return lambda truth, answers: float(sklearn_metrics.matthews_corrcoef(truth, answers))
     if name.startswith("f1:"):

@@ -29,9 +29,7 @@ class ExitModel(nn.Module):
         pooling: what exits 1..E−1 read.
     """
 
-    def __init__(
-        self, stock: PreTrainedModel, encoder: type[Encoder], exits: Sequence[int], pooling: Pooling
-    ) -> None:
+    def __init__(self, stock: PreTrainedModel, encoder: type[Encoder], exits: Sequence[int], pooling: Pooling) -> None:
         super().__init__()
         self.stock = stock
         self.encoder = encoder(stock)
@@ -46,9 +44,7 @@ class ExitModel(nn.Module):
             exits=len(self.exits), layers=layers, labels=labels, width=self.encoder.width, task=self.task
         )
         dropout = head_dropout(stock)
-        self.heads = nn.ModuleList(
-            ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1]
-        )
+        self.heads = nn.ModuleList(ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1])
         self.probes = nn.ModuleDict()  # by policy
 
     @property

@@ -165,9 +165,7 @@ def _check(kind: str, name: str, thing: Any, base: type) -> None:
 
 def _check_policy(name: str, policy: type[ExitPolicy]) -> None:
     if policy.api != POLICY_API:
-        raise PluginError(
-            f"policy '{name}' is written for policy api {policy.api}; this exitkit offers {POLICY_API}"
-        )
+        raise PluginError(f"policy '{name}' is written for policy api {policy.api}; this exitkit offers {POLICY_API}")
     if not dataclasses.is_dataclass(policy) or not policy.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginError(f"policy '{name}' must be a frozen dataclass")
     knobs(policy)

@@ -177,9 +177,7 @@ def knobs(policy: type[ExitPolicy] | ExitPolicy) -> tuple[Knob, ...]:
     for field in dataclasses.fields(policy):  # type: ignore[arg-type]  # policies are dataclasses; checked when registered
         if "exitkit" in field.metadata:
             found.append(
-                Knob(
-                    name=field.name, default=field.default, kind=type(field.default), **field.metadata["exitkit"]
-                )
+                Knob(name=field.name, default=field.default, kind=type(field.default), **field.metadata["exitkit"])
             )
     return tuple(found)
 

@@ -17,9 +17,7 @@ def device(config: Common) -> torch.device:
     try:
         chosen = torch.device(config.device)
     except RuntimeError:
-        raise UsageError(
-            f"--device '{config.device}' is not a device; use cpu, cuda, cuda:N, mps or auto."
-        ) from None
+        raise UsageError(f"--device '{config.device}' is not a device; use cpu, cuda, cuda:N, mps or auto.") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(chosen.type, False):
         raise UsageError(f"--device '{config.device}' is not there on this machine; use cpu or auto.")

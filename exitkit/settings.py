@@ -83,7 +83,7 @@ def checked(policy: str, knob: Knob, value: Any, shape: Shape) -> Any:
         if value not in knob.choices:
             raise UsageError(f"{where}: {value!r} is not one of {', '.join(map(str, knob.choices))}.")
         return value
-    if value in ("off", False) and not isinstance(value, int | float) or value is False:
+    if (value in ("off", False) and not isinstance(value, int | float)) or value is False:
         if knob.off is None:
             raise UsageError(f"{where}: this setting has no off value.")
         return off_value(knob, shape)

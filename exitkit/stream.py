@@ -91,16 +91,12 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     flat = {name: column if column is None else column[real] for name, column in columns.items()}
     bounds = _bounds(lengths, device)
     total = sum(lengths)
-    sequence_of = torch.arange(len(lengths), device=device).repeat_interleave(
-        bounds.diff(), output_size=total
-    )
+    sequence_of = torch.arange(len(lengths), device=device).repeat_interleave(bounds.diff(), output_size=total)
     position = torch.arange(total, device=device) - bounds[sequence_of]
     rows = torch.tensor(order, device=device)
     words = flat["words"]
     units = (
-        _sequences_as_units(sequence_of, bounds, rows)
-        if words is None
-        else _words_as_units(words, sequence_of, rows)
+        _sequences_as_units(sequence_of, bounds, rows) if words is None else _words_as_units(words, sequence_of, rows)
     )
     stream = Stream(
         hidden=torch.empty(total, 0, device=device),

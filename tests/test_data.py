@@ -343,9 +343,7 @@ def test_class_names_are_sorted_integers_by_size_and_ids_are_dense(values, names
 
 
 def test_class_names_of_a_dataset_keep_their_order_also_through_parquet(tmp_path):
-    features = datasets.Features(
-        text=datasets.Value("string"), label=datasets.ClassLabel(names=["z", "a", "m"])
-    )
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["z", "a", "m"]))
     data = datasets.Dataset.from_dict({"text": ["1", "2"], "label": [1, 0]}, features=features)
     data.to_parquet(tmp_path / "train.parquet")
     for rows in (read(data), read(tmp_path)):
@@ -367,14 +365,10 @@ def test_the_labels_of_a_trained_model_are_met_by_name_or_by_index(known, values
     assert list(read([("t", value) for value in values], labels=known).data["label"]) == ids
 
 
-@pytest.mark.parametrize(
-    ("known", "value"), [(("neg", "pos"), "neutral"), (("neg", "pos"), 2), (("0", "1"), 2)]
-)
+@pytest.mark.parametrize(("known", "value"), [(("neg", "pos"), "neutral"), (("neg", "pos"), 2), (("0", "1"), 2)])
 def test_an_unknown_label_is_refused_with_row_and_value_and_the_known_names(known, value):
     first = 0 if isinstance(value, int) else "neg"
-    with pytest.raises(
-        UsageError, match=f"row 2 of split 'train' .*unknown label '{value}'.*Known: {known[0]}"
-    ):
+    with pytest.raises(UsageError, match=f"row 2 of split 'train' .*unknown label '{value}'.*Known: {known[0]}"):
         read([("t", first), ("t", value)], labels=known)
 
 

@@ -143,9 +143,7 @@ def test_parquet_rows_are_numbered_across_batches_and_groups(tmp_path: Path) -> 
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
 def test_parquet_text_may_be_of_any_string_type(tmp_path: Path, kind: pa.DataType) -> None:
-    pq.write_table(
-        pa.table({"text": pa.array(["a", None, ""], pa.string()).cast(kind)}), tmp_path / "a.parquet"
-    )
+    pq.write_table(pa.table({"text": pa.array(["a", None, ""], pa.string()).cast(kind)}), tmp_path / "a.parquet")
     assert list(read(tmp_path / "a.parquet", expects_pair=False)) == [
         Line(1, "a", None),
         BadLine(2, "'text' is null, not a string"),
@@ -165,9 +163,7 @@ def test_parquet_text_may_be_of_any_string_type(tmp_path: Path, kind: pa.DataTyp
         (b"", []),
     ],
 )
-def test_stdin_is_jsonl_only_when_it_starts_with_a_brace(
-    content: bytes, expected: list[tuple[int, str]]
-) -> None:
+def test_stdin_is_jsonl_only_when_it_starts_with_a_brace(content: bytes, expected: list[tuple[int, str]]) -> None:
     assert from_stdin(content) == [Line(number, text, None) for number, text in expected]
 
 
@@ -192,9 +188,7 @@ def test_any_text_comes_back_from_csv_tsv_jsonl_and_parquet_in_order(texts: list
     with _scratch() as folder:
         for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
             table = io.StringIO(newline="")
-            csv.writer(table, delimiter=delimiter).writerows(
-                [["text", "label"], *([text, "1"] for text in texts)]
-            )
+            csv.writer(table, delimiter=delimiter).writerows([["text", "label"], *([text, "1"] for text in texts)])
             assert texts_of(folder / name, table.getvalue().encode()) == texts
         for ascii_only in (True, False):
             rows = "".join(json.dumps({"text": text}, ensure_ascii=ascii_only) + "\n" for text in texts)
@@ -204,9 +198,7 @@ def test_any_text_comes_back_from_csv_tsv_jsonl_and_parquet_in_order(texts: list
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.binary(max_size=60), st.sampled_from(["a.txt", "a.jsonl", "a.csv", "a.tsv", "a.txt.gz", "a.parquet"])
-)
+@given(st.binary(max_size=60), st.sampled_from(["a.txt", "a.jsonl", "a.csv", "a.tsv", "a.txt.gz", "a.parquet"]))
 def test_whatever_the_bytes_only_our_errors_escape(content: bytes, name: str) -> None:
     with _scratch() as folder:
         try:
@@ -240,9 +232,7 @@ def test_whatever_the_bytes_only_our_errors_escape(content: bytes, name: str) ->
         (b"{}", "columns: none"),
     ],
 )
-def test_a_bad_jsonl_line_says_why_and_reading_goes_on(
-    tmp_path: Path, raw: bytes, reason: str, pair: bool
-) -> None:
+def test_a_bad_jsonl_line_says_why_and_reading_goes_on(tmp_path: Path, raw: bytes, reason: str, pair: bool) -> None:
     good = b'["a", "b"]' if pair else b'"a"'
     first, bad, last = lines_of(tmp_path / "a.jsonl", b"\n".join([good, raw, good]), pair=pair)
     assert isinstance(bad, BadLine)
@@ -277,9 +267,7 @@ def test_a_bad_jsonl_line_says_why_and_reading_goes_on(
         (b'{"question": "a", "context": "b", "answer": "c"}', True, "several pairs of texts"),
     ],
 )
-def test_a_jsonl_line_without_the_wanted_texts_says_why(
-    tmp_path: Path, raw: bytes, pair: bool, reason: str
-) -> None:
+def test_a_jsonl_line_without_the_wanted_texts_says_why(tmp_path: Path, raw: bytes, pair: bool, reason: str) -> None:
     (bad,) = lines_of(tmp_path / "a.jsonl", raw, pair=pair)
     assert isinstance(bad, BadLine)
     assert reason in bad.reason
@@ -416,9 +404,7 @@ def test_a_csv_quote_left_open_stops_reading_instead_of_swallowing_rows(tmp_path
         ("a.csv", 50_000, "text,label\n", '"some text, or other of forty characters",1\n'),
     ],
 )
-def test_reading_many_lines_takes_constant_memory(
-    tmp_path: Path, name: str, count: int, head: str, line: str
-) -> None:
+def test_reading_many_lines_takes_constant_memory(tmp_path: Path, name: str, count: int, head: str, line: str) -> None:
     (tmp_path / name).write_text(head + line * count)
     tracemalloc.start()
     try:
@@ -561,9 +547,7 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path, name: str,
     assert not (tmp_path / name).exists()
 
 
-def test_parquet_holds_at_most_one_row_group_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_holds_at_most_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "ROWS_PER_GROUP", 100)
     with open_writer(tmp_path / "a.parquet") as writer:
         for start in range(0, 256, 32):
@@ -628,9 +612,7 @@ def test_a_full_disk_is_our_error_names_the_file_and_leaves_whole_rows(
             for _ in range(20):
                 writer.write([ROW])
 
-    with pytest.raises(
-        ExitkitError, match=rf"{name}': the disk is full; what could be written is in '.*\.partial'"
-    ):
+    with pytest.raises(ExitkitError, match=rf"{name}': the disk is full; what could be written is in '.*\.partial'"):
         run()
     assert not (tmp_path / name).exists()
     kept = (tmp_path / f"{name}.partial").rename(tmp_path / f"kept_{name}")

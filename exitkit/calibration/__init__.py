@@ -1,0 +1,1 @@
+"""Choosing the settings of a policy for a target."""

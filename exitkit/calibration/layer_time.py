@@ -91,9 +91,7 @@ def choose(batches: Sequence[Batch], random: np.random.Generator, size: int) -> 
         rows.append({name: tensor[number] for name, tensor in batch.items()})
     longest = max(row["input_ids"].shape[0] for row in rows)
     return {
-        name: torch.stack(
-            [torch.nn.functional.pad(row[name], (0, longest - row[name].shape[0])) for row in rows]
-        )
+        name: torch.stack([torch.nn.functional.pad(row[name], (0, longest - row[name].shape[0])) for row in rows])
         for name in rows[0]
     }
 

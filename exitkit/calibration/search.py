@@ -15,12 +15,12 @@ import torch
 
 from exitkit.errors import UsageError
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
-from exitkit.settings import Settings, checked, knob_range, off, schedule
-from exitkit.settings import Schedule as Schedule
+from exitkit.settings import Schedule, Settings, checked, knob_range, off, schedule
 
 log = logging.getLogger("exitkit")
 
-MOST_POINTS = 240
+MOST_POINTS = 240  # values of a knob that are replayed
+MOST_RUNS = 16  # values of a knob that are run, where replay does not hold
 FINE = 0.004  # neighbouring points differ by less than this share of their speed-up, where the data allow
 WINDOW = (0.98, 1.05)
 MOST_DISCRETE = 256
@@ -46,6 +46,7 @@ def candidates(
     shape: Shape,
     evaluate: Evaluate,
     currency: str,
+    most_points: int = MOST_POINTS,
 ) -> list[Candidate]:
     """Settings worth considering, slow to fast.
 
@@ -59,6 +60,7 @@ def candidates(
         shape: the model's.
         evaluate: what a schedule gives.
         currency: the speed-up that guides where to look closer.
+        most_points: how many values of the real-valued knob may be tried.
     """
     free = [knob for knob in knobs(policy) if knob.name not in held]
     discrete = [knob for knob in free if knob.kind is int or knob.choices is not None]
@@ -76,7 +78,7 @@ def candidates(
     for values in combinations:
         base = {**held, **{knob.name: value for knob, value in zip(discrete, values, strict=True)}}
         if real:
-            found += _along(name, policy, real[0], base, shape, evaluate, currency)
+            found += _along(name, policy, real[0], base, shape, evaluate, currency, most_points)
         else:
             found.append(evaluate(schedule(name, policy, base, shape)))
     return sorted(found, key=lambda candidate: candidate.speedup[currency])
@@ -134,9 +136,7 @@ def frontier(found: Sequence[Candidate], currency: str, points: int = 40) -> lis
     return [everything[i] for i in chosen]
 
 
-def settle(
-    chosen: Candidate, name: str, policy: type[ExitPolicy], shape: Shape, evaluate: Evaluate
-) -> Candidate:
+def settle(chosen: Candidate, name: str, policy: type[ExitPolicy], shape: Shape, evaluate: Evaluate) -> Candidate:
     """Move a real-valued knob to the middle of the values that give the same exits, away from the observed ones.
 
     The middle is a midpoint between two values that the policy compared with, so rounding does not flip a decision.
@@ -193,6 +193,7 @@ def _along(
     shape: Shape,
     evaluate: Evaluate,
     currency: str,
+    most_points: int,
 ) -> list[Candidate]:
     low, high = knob_range(knob, shape)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -207,7 +208,7 @@ def _along(
             seen[value] = evaluate(schedule(name, policy, setting, shape))
         return seen[value]
 
-    grid = sorted({float(v) for v in np.linspace(low, high, 17)})
+    grid = sorted({float(v) for v in np.linspace(low, high, min(17, most_points // 2))})
     for value in grid:
         at(value)
     heap: list[tuple[float, float, float]] = []
@@ -220,7 +221,7 @@ def _along(
 
     for left, right in itertools.pairwise(grid):
         push(left, right)
-    while heap and len(seen) < MOST_POINTS:
+    while heap and len(seen) < most_points:
         _, left, right = heapq.heappop(heap)
         middle = (left + right) / 2
         push(left, middle)

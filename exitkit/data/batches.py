@@ -38,16 +38,12 @@ def limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: i
     Raises UsageError: `asked` is more than the model can take, or leaves no room for a token of text.
     """
     positions = _positions(config)
-    known = (
-        int(tokenizer.model_max_length) if tokenizer.model_max_length < 1e9 else None
-    )  # 1e30 stands for unknown
+    known = int(tokenizer.model_max_length) if tokenizer.model_max_length < 1e9 else None  # 1e30 stands for unknown
     if asked is None:
         return min((end for end in (positions, known) if end is not None), default=NO_END)
     highest = positions if positions is not None else known
     if highest is not None and asked > highest:
-        raise UsageError(
-            f"--max-length is {asked}, but the model takes at most {highest} tokens. Ask for less."
-        )
+        raise UsageError(f"--max-length is {asked}, but the model takes at most {highest} tokens. Ask for less.")
     special = int(tokenizer.num_special_tokens_to_add(pair=False))
     if asked <= special:
         raise UsageError(
@@ -75,9 +71,7 @@ def batches(encoded: Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> 
     if size < 1:
         raise UsageError(f"--batch-size is {size}; it must be 1 or more.")
     if tokenizer.pad_token_id is None:
-        raise UsageError(
-            "the tokenizer has no padding token. Set tokenizer.pad_token and save it with the model."
-        )
+        raise UsageError("the tokenizer has no padding token. Set tokenizer.pad_token and save it with the model.")
     # Not the tokenizer's own padding: it may be set to pad on the left.
     fill = {
         "input_ids": tokenizer.pad_token_id,
@@ -114,9 +108,7 @@ def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max
         padding=False,
         verbose=False,
     )
-    columns = {
-        name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens
-    }
+    columns = {name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens}
     if "label" in batch:
         columns["labels"] = pa.array(batch["label"], pa.int64())
     return pa.table(columns)

@@ -107,9 +107,7 @@ def _folder(folder: Path) -> dict[str, Callable[[], Table]]:
     for name, paths in shards.items():
         split = ALIASES.get(Path(name).stem, Path(name).stem)
         if split in tables:
-            raise UsageError(
-                f"{folder} has more than one file for split '{split}', one of them {name}. Keep one."
-            )
+            raise UsageError(f"{folder} has more than one file for split '{split}', one of them {name}. Keep one.")
         tables[split] = _files(paths)
     return tables
 
@@ -122,8 +120,7 @@ def _memory(source: Any) -> dict[str, Callable[[], Table]]:
     if isinstance(source, datasets.DatasetDict):
         usual = {name: ALIASES.get(name, name) for name in source}
         return {
-            name if usual[name] in source else usual[name]: partial(from_dataset, data)
-            for name, data in source.items()
+            name if usual[name] in source else usual[name]: partial(from_dataset, data) for name, data in source.items()
         }
     if isinstance(source, datasets.Dataset):
         return {"train": lambda: from_dataset(source)}
@@ -173,9 +170,7 @@ def _told_hub(source: str) -> Iterator[None]:
     try:
         yield
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise UsageError(
-            f"'{source}' is neither a file or folder here nor a dataset on the hub: {error}"
-        ) from error
+        raise UsageError(f"'{source}' is neither a file or folder here nor a dataset on the hub: {error}") from error
     except ConnectionError as error:
         raise ExitkitError(
             f"no file or folder '{source}' here, and the hub cannot be reached to look for a dataset of "
@@ -184,8 +179,7 @@ def _told_hub(source: str) -> Iterator[None]:
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"hub dataset '{source}': {error}\nWrite a dataset with several configurations as "
-            "owner/name:config."
+            f"hub dataset '{source}': {error}\nWrite a dataset with several configurations as owner/name:config."
         ) from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise ExitkitError(f"hub dataset '{source}' cannot be loaded: {error}") from error
@@ -194,9 +188,7 @@ def _told_hub(source: str) -> Iterator[None]:
 def _commit(loaded: datasets.DatasetDict) -> str | None:
     """The commit that was read, out of the addresses of the files that were downloaded."""
     addresses = next(iter(loaded.values())).download_checksums or {}
-    return next(
-        (match[1] for match in (re.search(r"@([0-9a-f]{40})/", str(a)) for a in addresses) if match), None
-    )
+    return next((match[1] for match in (re.search(r"@([0-9a-f]{40})/", str(a)) for a in addresses) if match), None)
 
 
 @contextmanager

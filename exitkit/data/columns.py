@@ -99,13 +99,10 @@ def _text_candidates(free: Sequence[str]) -> list[list[tuple[str, ...]]]:
 def _find_label(free: Sequence[str], names: Sequence[str], needed: bool) -> str | None:
     found = [name for usual in LABELS for name in _called(usual, free)]
     if len(found) > 1:
-        raise UsageError(
-            f"more than one column may be the label: {_listed(found)}. Say which with --label-column."
-        )
+        raise UsageError(f"more than one column may be the label: {_listed(found)}. Say which with --label-column.")
     if not found and needed:
         raise UsageError(
-            f"no column looks like the label. Columns there are: {_listed(names)}. Say which with "
-            "--label-column."
+            f"no column looks like the label. Columns there are: {_listed(names)}. Say which with --label-column."
         )
     return found[0] if found else None
 

@@ -119,9 +119,7 @@ def _contrast(rng: random.Random, label: str) -> str:
     way; or the last words say which of the two things counts.
     """
     things = rng.sample(THINGS, 2)
-    main, other = (
-        _opinion(rng, said, thing=thing) for said, thing in zip((label, OTHER[label]), things, strict=True)
-    )
+    main, other = (_opinion(rng, said, thing=thing) for said, thing in zip((label, OTHER[label]), things, strict=True))
     first, second = rng.sample((main, other), 2)
     return rng.choice(
         (

@@ -50,9 +50,7 @@ class Origin:
 class Rows:
     """Texts or pairs, with or without labels, checked: no null text, every label known."""
 
-    data: (
-        datasets.Dataset
-    )  # columns text, text_pair (pairs only), label (labelled only, an index into `labels`)
+    data: datasets.Dataset  # columns text, text_pair (pairs only), label (labelled only, an index into `labels`)
     labels: tuple[str, ...]  # class names in order of their ids; empty when the rows are unlabelled
     origin: Origin
 
@@ -78,9 +76,7 @@ class Rows:
         digest = hashlib.sha256()
         for batch in self.data.iter(1000):
             names = [self.labels[i].encode() for i in batch["label"]] if self.labels else []
-            fields = [
-                [text.encode() for text in batch[name]] for name in ("text", "text_pair") if name in batch
-            ]
+            fields = [[text.encode() for text in batch[name]] for name in ("text", "text_pair") if name in batch]
             for row in zip(*fields, *([names] if names else []), strict=True):
                 # Lengths go in too, so that moving a character to the next field changes the hash.
                 digest.update(b"".join(b"%d:%b" % (len(field), field) for field in row) + b"\n")
@@ -220,9 +216,7 @@ def _pick(pieces: Sequence[_Piece], columns: Columns, use_labels: LabelUse) -> C
 
 def _texts(pieces: Sequence[_Piece], name: str | None) -> pa.ChunkedArray:
     assert name is not None, "find_columns always finds a text"
-    return pa.chunked_array(
-        [chunk for piece in pieces for chunk in _text(piece, name).chunks], pa.large_string()
-    )
+    return pa.chunked_array([chunk for piece in pieces for chunk in _text(piece, name).chunks], pa.large_string())
 
 
 def _text(piece: _Piece, name: str) -> pa.ChunkedArray:
@@ -234,8 +228,7 @@ def _text(piece: _Piece, name: str) -> pa.ChunkedArray:
         raise ExitkitError(f"{piece.row(row)}: column '{name}' has no text. Fill or drop such rows.")
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UsageError(
-            f"column '{name}' of {piece.origin} holds {column.type}, not text. Say which column with "
-            "--text-column."
+            f"column '{name}' of {piece.origin} holds {column.type}, not text. Say which column with --text-column."
         )
     return column.cast(pa.large_string())  # 32-bit offsets end at 2 GB of text
 

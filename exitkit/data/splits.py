@@ -51,9 +51,7 @@ def training_and_calibration(
     train = read_from(found, "train", columns, None)
     _check_enough(train)
     validation = (
-        read_from(found, "validation", columns, train.labels)
-        if labelled(found, "validation", columns)
-        else None
+        read_from(found, "validation", columns, train.labels) if labelled(found, "validation", columns) else None
     )
     if validation is not None and labelled(found, "test", columns):
         calibration = validation
@@ -114,9 +112,7 @@ def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
     counts = counts[counts > 0]
     # scikit-learn refuses to stratify beyond these bounds.
     stratify = ids if counts.min() >= 2 and size >= len(counts) else None
-    rest, aside = train_test_split(
-        np.arange(len(train)), test_size=size, random_state=seed, stratify=stratify
-    )
+    rest, aside = train_test_split(np.arange(len(train)), test_size=size, random_state=seed, stratify=stratify)
     kept = train.select(np.sort(rest).tolist())
     seen = set(_texts(kept))
     candidates = train.select(np.sort(aside).tolist())

@@ -78,9 +78,7 @@ def _arrow(name: str, values: Any) -> pa.ChunkedArray:
     try:
         array = pa.array(values, from_pandas=True)  # from_pandas: NaN counts as missing
     except UnicodeEncodeError as error:
-        raise ExitkitError(
-            f"column '{name}' holds text that is not valid Unicode: {error}. Clean it."
-        ) from error
+        raise ExitkitError(f"column '{name}' holds text that is not valid Unicode: {error}. Clean it.") from error
     except (pa.ArrowException, OverflowError) as error:
         raise ExitkitError(f"column '{name}' cannot be read: {_mixture(values) or error}.") from error
     return array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
@@ -92,9 +90,7 @@ def _mixture(values: Sequence[Any]) -> str | None:
     for row, value in enumerate(values, start=1):
         first = first or (type(value) if value is not None else None)
         if first and value is not None and type(value) is not first:
-            return (
-                f"it mixes {first.__name__} and {type(value).__name__} (row {row}: {value!r}); use one type"
-            )
+            return f"it mixes {first.__name__} and {type(value).__name__} (row {row}: {value!r}); use one type"
     return None
 
 
@@ -167,9 +163,7 @@ def _delimited(path: Path, delimiter: str, quoting: Literal[0, 3]) -> dict[str, 
         try:
             header = next(reader, [])
             if len(set(header)) < len(header):
-                raise ExitkitError(
-                    f"{path}: the first line names a column twice: {', '.join(header)}. Rename one."
-                )
+                raise ExitkitError(f"{path}: the first line names a column twice: {', '.join(header)}. Rename one.")
             columns: list[list[str]] = [[] for _ in header]
             for row in reader:
                 if row and len(row) != len(header):
@@ -181,9 +175,7 @@ def _delimited(path: Path, delimiter: str, quoting: Literal[0, 3]) -> dict[str, 
                 for column, value in zip(columns, row, strict=False):  # a blank line is no row
                     column.append(value)
         except csv.Error as error:
-            raise _BadQuoting(
-                f"{path}, line {reader.line_num}: {error}. Double the quotes inside fields."
-            ) from error
+            raise _BadQuoting(f"{path}, line {reader.line_num}: {error}. Double the quotes inside fields.") from error
     return dict(zip(header, columns, strict=True))
 
 

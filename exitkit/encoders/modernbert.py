@@ -65,4 +65,3 @@ class ModernBertEncoder(Encoder):
         d, inner = self.width, int(self.stock.config.intermediate_size)
         # q is computed for every token, because one matrix makes q, k and v.
         return LayerCost(key=3 * d * d, query=d * d + 3 * d * inner, pair=2 * d)
-

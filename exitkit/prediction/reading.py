@@ -33,9 +33,7 @@ PAIRS = (
     ("text", "text_pair"),
     ("text1", "text2"),
 )
-LONGEST_FIELD = (
-    16 * 2**20
-)  # characters of one csv field; Python's own limit, 128 Ki, is too short for documents
+LONGEST_FIELD = 16 * 2**20  # characters of one csv field; Python's own limit, 128 Ki, is too short for documents
 TAB = "\t"
 BOM = b"\xef\xbb\xbf"
 
@@ -80,9 +78,7 @@ def read(
     if pair_column is not None and not expects_pair:
         raise UsageError(f"pair column '{pair_column}' was given, but the model takes one text; leave it out")
     if expects_pair and (text_column is None) != (pair_column is None):
-        raise UsageError(
-            "the model takes pairs of texts: give both the text column and the pair column, or neither"
-        )
+        raise UsageError("the model takes pairs of texts: give both the text column and the pair column, or neither")
     if str(path) == "-":
         return _named("stdin", _stdin(stdin or sys.stdin.buffer, wanted))
     lines = _named(str(path), _file(Path(path), wanted))
@@ -141,9 +137,7 @@ def _file(path: Path, wanted: _Wanted) -> Iterator[Line | BadLine]:
     zipped = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if zipped else path).suffix.lower()
     if suffix == ".json":
-        raise UsageError(
-            "a .json file is one document; give one object a line, in a file that ends in .jsonl"
-        )
+        raise UsageError("a .json file is one document; give one object a line, in a file that ends in .jsonl")
     if suffix == ".parquet":
         if zipped:
             raise UsageError("a parquet file cannot be read through gzip; unpack it first")
@@ -366,9 +360,7 @@ def _check_holds_text(column: str, kind: Any) -> None:
     value = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(value) for test in tests):
-        raise UsageError(
-            f"column '{column}' holds {kind}, not text; give another column or write it as strings"
-        )
+        raise UsageError(f"column '{column}' holds {kind}, not text; give another column or write it as strings")
 
 
 def _parquet_texts(row: tuple[Any, ...], columns: list[str]) -> Texts:
@@ -418,9 +410,7 @@ def _only_pair(names: Sequence[str]) -> tuple[str, str]:
 
 def _only_single(names: Sequence[str]) -> str:
     if pairs := _pairs(names):
-        raise UsageError(
-            f"a pair of texts ({'/'.join(pairs[0])}), but the model takes one text; give the text column"
-        )
+        raise UsageError(f"a pair of texts ({'/'.join(pairs[0])}), but the model takes one text; give the text column")
     match [name for name in SINGLES if name in names]:
         case [single]:
             return single

@@ -122,9 +122,7 @@ def _naming(path: Path | None) -> Iterator[None]:
         if path is None:
             raise
         what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise ExitkitError(
-            f"cannot write '{path}': {what}; what could be written is in '{_partial(path)}'"
-        ) from error
+        raise ExitkitError(f"cannot write '{path}': {what}; what could be written is in '{_partial(path)}'") from error
 
 
 def _finite(value: object) -> bool:
@@ -253,9 +251,7 @@ class _ParquetFile:
         try:
             table = pa.Table.from_pylist(rows, schema=self._writer and self._writer.schema)
         except pa.ArrowException as error:
-            raise ExitkitError(
-                f"answers do not fit the types of the first {ROWS_PER_GROUP}: {error}"
-            ) from error
+            raise ExitkitError(f"answers do not fit the types of the first {ROWS_PER_GROUP}: {error}") from error
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, table.schema)
         self._writer.write_table(table)

@@ -31,8 +31,8 @@ from exitkit.heads import choose_pooling
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
-from exitkit.replay import record
 from exitkit.recipe import Recipe
+from exitkit.replay import record
 from exitkit.training.start import starting_model
 from exitkit.training.trainer import arguments, run_phase
 
@@ -186,9 +186,7 @@ def _train_phases(
         per_step = args.train_batch_size * args.gradient_accumulation_steps
         steps = -(-len(encoded) // per_step) * phase.epochs
         with bar(f"training ({phase.name})", round(steps)) as advance:
-            report = run_phase(
-                model, recipe, phase, args, encoded, tokenizer, advance, Path(last) if last else None
-            )
+            report = run_phase(model, recipe, phase, args, encoded, tokenizer, advance, Path(last) if last else None)
         if not np.isfinite(report["train_loss"]):
             raise ExitkitError(
                 f"training diverged: the loss of phase '{phase.name}' is {report['train_loss']}. Lower the learning "

@@ -15,9 +15,7 @@ class Confidence(ExitPolicy):
     same decisions as entropy at another scale; with more it ignores how the rest is spread. The comparison is strict.
     """
 
-    threshold: float = knob(
-        0.9, low=lambda shape: 1 / shape.labels, high=1.0, off=2.0, raising="later", per_exit=True
-    )
+    threshold: float = knob(0.9, low=lambda shape: 1 / shape.labels, high=1.0, off=2.0, raising="later", per_exit=True)
 
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
         """Each unit by itself."""

@@ -15,9 +15,7 @@ class Fixed(ExitPolicy):
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
-    exit: int = knob(
-        1, low=1, high=lambda shape: shape.exits, off=lambda shape: shape.exits, raising="later"
-    )
+    exit: int = knob(1, low=1, high=lambda shape: shape.exits, off=lambda shape: shape.exits, raising="later")
 
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
         """Everybody or nobody."""

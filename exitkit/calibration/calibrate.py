@@ -1,0 +1,245 @@
+"""`exitkit calibrate`: the setting of a policy that reaches a speed-up, confirmed by running it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exitkit import artifact, config, metrics, runtime
+from exitkit.artifact import Artifact
+from exitkit.calibration import search
+from exitkit.calibration.search import Candidate
+from exitkit.calibration.study import Live, Study
+from exitkit.config import CalibrateConfig, Choice
+from exitkit.data.columns import Columns
+from exitkit.data.sources import Origin, Rows, read, reread
+from exitkit.errors import UsageError, one_of
+from exitkit.plugins import Registry, installed
+from exitkit.policy import knobs
+
+log = logging.getLogger("exitkit")
+
+REACHED = 0.97
+MOST_LIVE_RUNS = 3
+FEW_ROWS = 200
+
+
+def calibrate(
+    folder: str | Path | None = None, settings: CalibrateConfig | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Choose a policy's settings for a target and store them in the artifact's policy.yaml.
+
+    Args:
+        folder: the artifact; or give it in the settings.
+        settings: the configuration, or its fields by name: `calibrate("runs/sst2", target_speedup=3)`.
+
+    Returns:
+        The command's JSON. `feasible` is False when the live run stayed below 0.97 × the target (or no setting keeps
+        within `max_drop`); policy.yaml then is left as it was, and `advice` says what would help.
+    """
+    if settings is None:
+        settings = config.parse(CalibrateConfig, {**fields, **({"artifact": Path(folder)} if folder else {})})
+    config.require(settings, "artifact")
+    if (settings.target_speedup is None) == (settings.max_drop is None):
+        raise UsageError("give exactly one of --target-speedup (like 3x) and --max-drop (like 0.01).")
+    assert settings.artifact is not None
+    registry = installed()
+    name = _one_policy(settings.policy)
+    held = held_settings(settings.policy, [name], registry)[name]
+    device = runtime.device(settings)
+    model = artifact.read(settings.artifact, registry, device, runtime.inference_dtype(settings))
+    rows = calibration_rows(model, settings.data, settings.split, columns_of(settings))
+    metric = chosen_metric(settings.metric, model, rows)
+    study = Study(model, registry, rows, metric, settings.batch_size)
+    found = study.candidates(name, held, settings.currency)
+    result, confirmed, found = _confirm(study, name, found, settings)
+    if result["feasible"]:
+        _store(model, name, settings, rows, confirmed, found, result)
+    return result
+
+
+def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
+    """The rows to choose settings on: those given, else those that `train` set aside for it."""
+    if data is None and split is None:
+        return reread(Origin.from_dict(model.card.calibration), model.card.labels, model.card.calibration["hash"])
+    source = data if data is not None else model.card.data["source"]
+    if data is None:
+        columns = Origin.from_dict(model.card.data).columns
+    return read(source, split, columns, model.card.labels, use_labels="optional")
+
+
+def chosen_metric(asked: str | None, model: Artifact, rows: Rows) -> str:
+    """The metric asked for, else the one of training, else agreement where there are no labels."""
+    name = asked or model.card.metric
+    if not rows.labels and metrics.needs_labels(name):
+        if asked is not None:
+            raise UsageError(f"--metric {asked} needs labels, and these rows have none. Use --metric agreement.")
+        log.warning("the rows have no labels: the score is agreement with the full model")
+        return "agreement"
+    return name
+
+
+def held_settings(choice: Choice, names: Sequence[str], registry: Registry) -> dict[str, dict[str, Any]]:
+    """Settings given beside the names of policies, sorted to the policies that have them.
+
+    `policy.KNOB` belongs to every policy of the run that has the knob, `policy.NAME.KNOB` to one.
+
+    Raises:
+        UsageError: no policy of the run has such a setting.
+    """
+    fields = {name: {knob.name for knob in knobs(registry.policy(name))} for name in names}
+    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in choice.options.items():
+        if isinstance(value, Mapping):
+            if key not in settings:
+                raise UsageError(one_of("policy in this run", key, names))
+            settings[key].update(value)
+            continue
+        having = [name for name in names if key in fields[name]]
+        if not having:
+            known = sorted(set().union(*fields.values()))
+            raise UsageError(one_of("setting of the policies of this run", key, known))
+        for name in having:
+            settings[name].setdefault(key, value)
+    return settings
+
+
+def columns_of(settings: config.DataColumns) -> Columns:
+    """The column names of a configuration."""
+    return Columns(settings.text_column, settings.pair_column, settings.label_column)
+
+
+def confirm(
+    study: Study, name: str, found: Sequence[Candidate], currency: str, target: float
+) -> tuple[Live, list[Candidate]]:
+    """Pick a setting for a target and run it; in time, correct the prediction by what the clock said and pick again.
+
+    Returns:
+        The best confirmed setting, and the candidates with corrected times.
+    """
+    tried: list[Live] = []
+    corrected = list(found)
+    for _ in range(MOST_LIVE_RUNS if currency == "time" or _rewrites(study, name) else 1):
+        chosen = study.settled(search.pick(corrected, currency, target), name)
+        live = study.live(name, chosen)
+        tried.append(live)
+        reached = live.speedup[currency] / target
+        if REACHED <= reached <= 2 - REACHED or currency != "time":
+            break
+        ratio = live.speedup["time"] / chosen.speedup["time"]
+        corrected = [replace(c, speedup={**c.speedup, "time": c.speedup["time"] * ratio}) for c in corrected]
+        again = search.pick(corrected, currency, target)
+        if torch.equal(again.taken, chosen.taken):
+            break
+    reaching = [live for live in tried if live.speedup[currency] >= REACHED * target]
+    if reaching:
+        best = min(reaching, key=lambda live: live.speedup[currency])
+    else:
+        best = max(tried, key=lambda live: live.speedup[currency])
+    return best, corrected
+
+
+def _rewrites(study: Study, name: str) -> bool:
+    return study.registry.policy(name).rewrites
+
+
+def _confirm(
+    study: Study, name: str, found: list[Candidate], settings: CalibrateConfig
+) -> tuple[dict[str, Any], Live, list[Candidate]]:
+    currency, target = settings.currency, settings.target_speedup
+    if target is None:
+        assert settings.max_drop is not None
+        within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
+        chosen = study.settled(within or found[0], name)
+        live = study.live(name, chosen)
+        feasible = within is not None and live.scored.full_score - live.scored.score <= settings.max_drop + 1e-9
+    else:
+        live, found = confirm(study, name, found, currency, target)
+        feasible = live.speedup[currency] >= REACHED * target
+    improved = search.better(found, live.candidate, currency)
+    result: dict[str, Any] = {
+        "artifact": str(study.model.folder),
+        "policy": name,
+        "settings": live.candidate.settings,
+        "currency": currency,
+        "batch_size": settings.batch_size,
+        "target_speedup": target,
+        "max_drop": settings.max_drop,
+        "predicted_speedup": live.candidate.speedup[currency],
+        "measured_speedup": dict(live.speedup),
+        "measured_speedup_ci": {"time": list(live.time_ci)},
+        **live.scored.as_dict(),
+        "feasible": feasible,
+        "better": _point(improved) if improved else None,
+        "exit_histogram": live.trace.histogram(study.model.model.shape.exits),
+        "split": study.rows.origin.split,
+        "rows": len(study.rows),
+    }
+    if not feasible:
+        result["advice"] = _advice(name, found, settings)
+    if len(study.rows) < FEW_ROWS:
+        log.warning("only %d calibration rows: thresholds and scores are uncertain", len(study.rows))
+    return result, live, found
+
+
+def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig) -> str:
+    currency = settings.currency
+    if settings.target_speedup is None:
+        return (
+            f"no setting of '{name}' stays within {settings.max_drop} of the full model on these rows. Allow a larger "
+            "--max-drop, or train longer."
+        )
+    fastest = max(c.speedup[currency] for c in found)
+    reach = f"the fastest setting of '{name}' is {fastest:.2f}x in {currency}. "
+    if currency == "time":
+        return reach + "Ask for less, count in flops or layers, or time a larger --batch-size."
+    return reach + "Ask for less, try another policy, or train with exits at earlier layers."
+
+
+def _store(
+    model: Artifact,
+    name: str,
+    settings: CalibrateConfig,
+    rows: Rows,
+    live: Live,
+    found: Sequence[Candidate],
+    result: Mapping[str, Any],
+) -> None:
+    entry = {
+        "chosen": {
+            "settings": live.candidate.settings,
+            "target_speedup": settings.target_speedup,
+            "speedup": dict(live.speedup),
+            "score": live.scored.score,
+            "exit_histogram": result["exit_histogram"],
+        },
+        "frontier": [_point(candidate) for candidate in search.frontier(found, settings.currency)],
+        "currency": settings.currency,
+        "batch_size": settings.batch_size,
+        "precision": "bf16" if settings.precision == "bf16" else "fp32",
+        "threads": torch.get_num_threads(),
+        "metric": live.scored.metric,
+        "calibration": {**rows.origin.as_dict(), "rows": len(rows), "hash": rows.hash()},
+    }
+    stored = artifact.read_policies(model.folder)
+    policies = {**stored.get("policies", {}), name: entry}
+    artifact.write_policies(model.folder, {"default": name, "policies": policies})
+
+
+def _point(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "settings": candidate.settings,
+        "speedup": {currency: round(value, 4) for currency, value in candidate.speedup.items()},
+        "score": candidate.score,
+    }
+
+
+def _one_policy(choice: Choice) -> str:
+    if len(choice.name) != 1:
+        raise UsageError(f"--policy: calibrate takes one policy at a time, not {len(choice.name)}.")
+    return choice.name[0]

@@ -1,0 +1,148 @@
+"""One model, one set of calibration rows: what settings give there, by replay and by live runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from exitkit import clock, metrics
+from exitkit.artifact import Artifact
+from exitkit.calibration import layer_time, search
+from exitkit.calibration.search import Candidate
+from exitkit.clock import Times
+from exitkit.cost import ReplayCost, prices, speedups
+from exitkit.data.sources import Rows
+from exitkit.loop import run
+from exitkit.measure import Scored, full_model, on_device, run_all, score, truth_of
+from exitkit.plugins import Registry
+from exitkit.policy import ExitPolicy
+from exitkit.progress import bar
+from exitkit.replay import record, replay
+from exitkit.settings import Schedule, schedule
+from exitkit.trace import Trace
+
+TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Live:
+    """A confirmed setting: what a real run over the calibration rows did."""
+
+    candidate: Candidate
+    trace: Trace
+    speedup: Mapping[str, float]  # by currency, measured
+    time_ci: tuple[float, float]
+    scored: Scored
+
+
+class Study:
+    """Records the rows once; everything else is looked up, replayed or, where it must be, run."""
+
+    def __init__(self, model: Artifact, registry: Registry, rows: Rows, metric: str, batch_size: int) -> None:
+        self.model, self.registry, self.rows, self.metric = model, registry, rows, metric
+        self.batches = on_device(rows, model, batch_size)
+        with bar("recording exits", len(self.batches)) as advance:
+
+            def counted() -> Any:
+                for batch in self.batches:
+                    yield batch
+                    advance()
+
+            self.recording = record(model.model, counted())
+        self.batch_size = batch_size
+        self.truth = truth_of(rows)
+        self.full = self.recording.logits[-1].argmax(dim=-1).numpy()
+        self.price = prices(model.model)
+        self.times = layer_time.measure(model.model, self.batches, batch_size)
+        self._score = metrics.metric(metric, model.card.labels)
+        labelled = self.truth is not None and metrics.needs_labels(metric)
+        self._reference = self.truth if labelled else self.full
+        self.full_score = self._score(self._reference, self.full)  # type: ignore[arg-type]  # set when labelled
+        self._plan_full = full_model(model, registry)
+
+    def candidates(self, name: str, held: Mapping[str, Any], currency: str) -> list[Candidate]:
+        """All settings of a policy worth considering, slow to fast."""
+        policy = self.registry.policy(name)
+        return search.candidates(
+            name,
+            policy,
+            held,
+            self.model.model.shape,
+            self.evaluator(policy),
+            currency,
+            most_points=search.MOST_RUNS if policy.rewrites else search.MOST_POINTS,
+        )
+
+    def evaluator(self, policy: type[ExitPolicy]) -> search.Evaluate:
+        """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
+        if policy.rewrites:
+            return self._run
+        cost = ReplayCost(self.recording, self.price, bool(policy.reads))
+        clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, bool(policy.reads))
+
+        def evaluate(plan: Schedule) -> Candidate:
+            outcome = replay(self.recording, plan)
+            answers = outcome.logits.argmax(dim=-1).numpy()
+            return Candidate(
+                settings=plan.settings,
+                speedup={**cost.speedups(outcome), "time": clock_.speedup(outcome)},
+                score=self._score(self._reference, answers),  # type: ignore[arg-type]
+                taken=outcome.exit,
+            )
+
+        return evaluate
+
+    def settled(self, chosen: Candidate, name: str) -> Candidate:
+        """The same exits with thresholds in the middle between observed values; see `search.settle`."""
+        policy = self.registry.policy(name)
+        if policy.rewrites:
+            return chosen
+        moved = search.settle(chosen, name, policy, self.model.model.shape, self.evaluator(policy))
+        return replace(chosen, settings=moved.settings)
+
+    def live(self, name: str, candidate: Candidate) -> Live:
+        """Run a setting for real over all rows, and time it beside the full model over some of them."""
+        plan = self.plan(name, candidate.settings)
+        trace = run_all(self.model, self.batches, plan, f"confirming {name}")
+        times = self._time(plan)
+        answers = trace.logits.argmax(dim=-1).numpy()
+        scored = score(self.metric, self.model.card.labels, self.truth, answers, self.full)
+        return Live(
+            candidate=candidate,
+            trace=trace,
+            speedup={**speedups(trace, self.price), "time": times.speedup(name, "full")},
+            time_ci=times.speedup_interval(name, "full"),
+            scored=scored,
+        )
+
+    def plan(self, name: str, settings: Mapping[str, Any]) -> Schedule:
+        """Settings as a schedule for this model."""
+        return schedule(name, self.registry.policy(name), settings, self.model.model.shape)
+
+    def _time(self, plan: Schedule) -> Times:
+        most = max(size for size in TIMED_BATCHES if size <= self.batch_size)
+        chosen = np.unique(
+            np.linspace(0, len(self.batches) - 1, min(len(self.batches), TIMED_BATCHES[most])).astype(int)
+        )
+        batches = [self.batches[i] for i in chosen]
+        runners = {
+            plan.name: lambda batch: run(self.model.model, batch, plan),
+            "full": lambda batch: run(self.model.model, batch, self._plan_full),
+        }
+        with bar(f"timing {plan.name}", ROUNDS * len(batches)) as advance:
+            return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance)
+
+    def _run(self, plan: Schedule) -> Candidate:
+        trace = run_all(self.model, self.batches, plan, f"running {plan.name}")
+        counted = speedups(trace, self.price)
+        answers = trace.logits.argmax(dim=-1).numpy()
+        return Candidate(
+            settings=plan.settings,
+            speedup={**counted, "time": counted["flops"]},  # a first guess, corrected by live runs
+            score=self._score(self._reference, answers),  # type: ignore[arg-type]
+            taken=trace.exit,
+        )

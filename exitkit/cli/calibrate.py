@@ -1,0 +1,63 @@
+"""`exitkit calibrate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exitkit.cli.command import command
+from exitkit.config import CalibrateConfig
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    command(
+        app,
+        "calibrate",
+        CalibrateConfig,
+        run,
+        show,
+        help="Find the setting of an exit policy that reaches a speed-up, and confirm it by running.\n\n"
+        "  exitkit calibrate runs/reviews --target-speedup 3x\n\n"
+        "  exitkit calibrate runs/reviews --max-drop 0.01 --currency flops",
+        succeeded=lambda result: bool(result["feasible"]),
+    )
+
+
+def run(settings: CalibrateConfig) -> dict[str, Any]:
+    """Calibrate."""
+    from exitkit.calibration.calibrate import calibrate
+
+    return calibrate(settings=settings)
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The chosen setting and what it gives."""
+    settings = ", ".join(f"{key} = {value}" for key, value in result["settings"].items())
+    target = "" if result["target_speedup"] is None else f" for {result['target_speedup']:g}x in {result['currency']}"
+    console.print(f"{result['policy']}{target}: {settings}", highlight=False)
+    table = Table(show_header=False, box=None)
+    measured = result["measured_speedup"]
+    low, high = result["measured_speedup_ci"]["time"]
+    table.add_row("speed-up", "  ".join(f"{measured[c]:.2f}x {c}" for c in ("layers", "flops", "time")))
+    table.add_row("", f"time: {low:.2f}–{high:.2f} (95 %), batches of {result['batch_size']}")
+    table.add_row(
+        result["metric"],
+        f"{100 * result['score']:.1f} %, full model {100 * result['full_score']:.1f} %, "
+        f"agreement {100 * result['agreement']:.1f} %",
+    )
+    table.add_row("rows per exit", "  ".join(map(str, result["exit_histogram"])))
+    table.add_row("rows", f"{result['rows']} of {result['split']}")
+    console.print(table, highlight=False)
+    if result["better"]:
+        other = result["better"]
+        console.print(
+            f"faster with at least this score: {other['settings']} "
+            f"({other['speedup'][result['currency']]:.2f}x, {100 * other['score']:.1f} %)",
+            highlight=False,
+        )
+    if not result["feasible"]:
+        console.print(f"[bold red]not reached:[/] {result['advice']} policy.yaml is unchanged.", highlight=False)

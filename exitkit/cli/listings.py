@@ -1,0 +1,94 @@
+"""`exitkit plugins`, `exitkit families`, `exitkit recipes`: what is installed, and where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exitkit.cli.command import reporting, write_json
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("plugins", help="Exit policies and other plugins that are installed; broken ones with the reason.")(
+        plugins
+    )
+    app.command("families", help="Encoder families that can get exits.")(families)
+    app.command("recipes", help="Ways to train exits.")(recipes)
+
+
+def plugins(json: Json = False, debug: Debug = False) -> None:
+    """One row per plugin."""
+    with reporting(json, debug) as console:
+        from exitkit.plugins import installed
+
+        registry = installed()
+        rows = [
+            {
+                "name": plugin.name,
+                "module": plugin.module,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "offers": plugin.offers,
+                "error": plugin.error,
+            }
+            for plugin in registry.plugins
+        ]
+        if json:
+            write_json({"plugins": rows, "clashes": registry.clashes()})
+            return
+        table = Table("plugin", "distribution", "offers")
+        for row in rows:
+            offers = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["offers"].items())
+            broken = f"[red]broken: {row['error']}[/]" if row["error"] else offers
+            table.add_row(row["name"], f"{row['distribution']} {row['version']}", broken)
+        console.print(table)
+        for clash in registry.clashes():
+            console.print(f"[red]{clash}[/]", highlight=False)
+
+
+def families(json: Json = False, debug: Debug = False) -> None:
+    """One row per model type."""
+    _list(
+        "families",
+        "model type",
+        json,
+        debug,
+        lambda encoder: {"words_can_halt": encoder.native, "how": "native" if encoder.native else "padded adapter"},
+    )
+
+
+def recipes(json: Json = False, debug: Debug = False) -> None:
+    """One row per recipe."""
+    _list("recipes", "recipe", json, debug, lambda recipe: {"about": (inspect.getdoc(recipe) or "").split("\n")[0]})
+
+
+def _list(key: str, kind: str, json: bool, debug: bool, describe: Any) -> None:
+    with reporting(json, debug) as console:
+        from exitkit.plugins import installed
+
+        registry = installed()
+        rows = []
+        for name in registry.names(kind):
+            offer = registry.offer(kind, name)
+            origin = f"{offer.plugin.distribution} {offer.plugin.version}"
+            rows.append({"name": name, "origin": origin, **describe(offer.thing)})
+        if json:
+            write_json({key: rows})
+            return
+        show(rows, console)
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    """A table with a column per key."""
+    table = Table(*(rows[0] if rows else ["name"]))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)

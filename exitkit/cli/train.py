@@ -1,0 +1,46 @@
+"""`exitkit train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exitkit.cli.command import command
+from exitkit.config import TrainConfig
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    command(
+        app,
+        "train",
+        TrainConfig,
+        run,
+        show,
+        help="Put exits into an encoder and train both.\n\n"
+        "  exitkit train --model sentence-transformers/all-MiniLM-L6-v2 --data reviews.csv --output runs/reviews",
+    )
+
+
+def run(settings: TrainConfig) -> dict[str, Any]:
+    """Train."""
+    from exitkit.training.train import train
+
+    return train(settings)
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """A row per exit."""
+    table = Table(title=f"{result['metric']} on {result['split']} ({result['rows']} rows)", title_justify="left")
+    for column in ("exit", "layer", "score"):
+        table.add_column(column, justify="right")
+    for exit in result["exits"]:
+        table.add_row(str(exit["exit"]), str(exit["layer"]), f"{100 * exit['score']:.1f} %")
+    console.print(table)
+    console.print(
+        f"trained in {result['train_seconds']:.0f} s ({result['samples_per_second']:.0f} rows a second); "
+        "next: exitkit calibrate DIR --target-speedup 2x"
+    )

@@ -1,0 +1,304 @@
+"""Answers for new texts: `exitkit.load(DIR).predict([...])`, and what `exitkit predict` runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exitkit import artifact, config, runtime
+from exitkit.artifact import Artifact
+from exitkit.calibration.calibrate import held_settings
+from exitkit.calibration.search import Candidate, pick
+from exitkit.config import Choice, PredictConfig
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.loop import run
+from exitkit.measure import full_model
+from exitkit.plugins import Registry, installed
+from exitkit.policy import ExitPolicy
+from exitkit.prediction.reading import BadLine, Line, read
+from exitkit.prediction.writing import open_writer
+from exitkit.settings import Schedule, schedule
+from exitkit.trace import Trace
+
+log = logging.getLogger("exitkit")
+
+Text = str | tuple[str, str]
+Answer = dict[str, Any]
+MOST_NAMED = 100
+
+
+class Predictor:
+    """A loaded artifact. Make one with `exitkit.load`."""
+
+    def __init__(self, model: Artifact, registry: Registry) -> None:
+        self.artifact, self.registry = model, registry
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names, in the order of `predict_proba`'s columns."""
+        return self.artifact.card.labels
+
+    def predict(
+        self,
+        texts: Sequence[Text],
+        *,
+        policy: str | Mapping[str, Any] | None = None,
+        speedup: float | str | None = None,
+        batch_size: int = 32,
+        probabilities: bool = False,
+    ) -> list[Answer]:
+        """Answer texts, in their order.
+
+        Args:
+            texts: strings, or (text, second text) for a model of pairs.
+            policy: a policy's name, or a mapping of its `name` and settings; default is what calibrate stored, else
+                the full model.
+            speedup: use the calibrated setting for this speed-up.
+            batch_size: rows at a time; answers do not depend on it.
+            probabilities: add those of all labels.
+
+        Returns:
+            One `{"label", "score", "exit"}` per text: the label, its probability, the exit that answered (from 1).
+
+        Raises:
+            UsageError: not texts, or a policy or speed-up that this model has not been calibrated for.
+        """
+        plan = self.plan(policy, speedup)
+        answers: list[Answer] = []
+        for chunk in _chunks(iter(_checked(texts)), batch_size):
+            answers += self.answers(self.trace(chunk, plan), plan, probabilities)
+        return answers
+
+    def predict_proba(
+        self,
+        texts: Sequence[Text],
+        *,
+        policy: str | Mapping[str, Any] | None = None,
+        speedup: float | str | None = None,
+        batch_size: int = 32,
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities [N, C] of all labels; arguments as in `predict`."""
+        plan = self.plan(policy, speedup)
+        chunks = _chunks(iter(_checked(texts)), batch_size)
+        found = [self.trace(chunk, plan).logits.softmax(dim=-1).cpu().numpy() for chunk in chunks]
+        return np.concatenate(found) if found else np.zeros((0, len(self.labels)), dtype=np.float32)
+
+    def plan(self, policy: str | Mapping[str, Any] | None, speedup: float | str | None) -> Schedule:
+        """The schedule that arguments of `predict` mean."""
+        choice = None
+        if policy is not None:
+            choice = config.parse(PredictConfig, {"policy": policy}).policy
+        wanted = None if speedup is None else config.parse(PredictConfig, {"speedup": speedup}).speedup
+        return stored_plan(self.artifact, self.registry, choice, wanted)
+
+    def trace(self, texts: Sequence[Text], plan: Schedule) -> Trace:
+        """Run one batch of texts."""
+        first = [text if isinstance(text, str) else text[0] for text in texts]
+        second = None if isinstance(texts[0], str) else [text[1] for text in texts]
+        batch = self.artifact.tokenizer(
+            first,
+            second,
+            truncation=True,
+            max_length=self.artifact.card.max_length,
+            padding=True,
+            return_tensors="pt",
+            verbose=False,
+        )
+        device = self.artifact.model.device
+        trace = run(self.artifact.model, {name: t.to(device) for name, t in batch.items()}, plan)
+        if not torch.isfinite(trace.logits).all():
+            raise ExitkitError(f"{self.artifact.folder}: the model answers NaN or infinite values.")
+        return trace
+
+    def answers(self, trace: Trace, plan: Schedule, probabilities: bool) -> list[Answer]:
+        """A trace as plain values."""
+        shares = trace.logits.softmax(dim=-1)
+        best = shares.argmax(dim=-1)
+        skips = type(plan.first).gate is not ExitPolicy.gate
+        answers: list[Answer] = []
+        columns = (best.tolist(), shares.tolist(), trace.exit.tolist(), trace.layers.tolist())
+        for number, share, exit, layers in zip(*columns, strict=True):
+            answer: Answer = {"label": self.labels[number], "score": share[number], "exit": exit}
+            if skips:
+                answer["layers"] = layers
+            if probabilities:
+                answer["probabilities"] = dict(zip(self.labels, share, strict=True))
+            answers.append(answer)
+        return answers
+
+
+def load(folder: str | Path, *, device: str = "auto", precision: str = "auto", threads: int | None = None) -> Predictor:
+    """Load a trained model to answer texts with.
+
+    Raises:
+        UsageError: the folder is not an artifact.
+        ExitkitError: one of its files is missing or damaged.
+    """
+    where = config.parse(config.Common, {"device": device, "precision": precision, "threads": threads})
+    registry = installed()
+    model = artifact.read(Path(folder), registry, runtime.device(where), runtime.inference_dtype(where))
+    return Predictor(model, registry)
+
+
+def stored_plan(model: Artifact, registry: Registry, choice: Choice | None, speedup: float | None = None) -> Schedule:
+    """The policy to answer with: as asked, else as calibrated, else the full model (with a notice).
+
+    Raises:
+        UsageError: settings are missing because the policy was not calibrated, or the speed-up is out of reach.
+    """
+    stored = model.policies.get("policies", {})
+    if choice is None or not choice.name:
+        if choice is not None and choice.options and "default" in model.policies:
+            choice = Choice(name=[model.policies["default"]], **choice.options)
+        elif not stored:
+            if speedup is not None:
+                raise UsageError(
+                    f"{model.folder} has not been calibrated, so there is no setting for {speedup:g}x. Run "
+                    f"'exitkit calibrate {model.folder} --target-speedup {speedup:g}x' first."
+                )
+            log.warning("%s has not been calibrated: every row runs through all layers", model.folder)
+            return full_model(model, registry)
+        else:
+            choice = Choice(name=[model.policies["default"]])
+    if len(choice.name) != 1:
+        raise UsageError(f"--policy: predict takes one policy, not {len(choice.name)}.")
+    name = choice.name[0]
+    policy = registry.policy(name)
+    given = held_settings(choice, [name], registry)[name]
+    if name in stored:
+        settings = {**_stored_settings(model, name, stored[name], speedup), **given}
+    elif given or speedup is None:
+        if not given:
+            log.warning("policy '%s' has not been calibrated: it runs with its default settings", name)
+        settings = given
+    else:
+        raise UsageError(f"policy '{name}' has not been calibrated on {model.folder}; calibrated: {', '.join(stored)}.")
+    return schedule(name, policy, settings, model.model.shape)
+
+
+def point_for(entry: Mapping[str, Any], speedup: float, currency: str | None = None) -> Candidate | None:
+    """The stored setting for a speed-up, by the rule that calibrate picks with; None when none is that fast."""
+    currency = currency or entry["currency"]
+    points = [
+        Candidate(point["settings"], point["speedup"], point["score"], torch.empty(0)) for point in entry["frontier"]
+    ]
+    chosen = pick(points, currency, speedup)
+    return chosen if chosen.speedup[currency] >= 0.97 * speedup else None
+
+
+def predict(settings: PredictConfig) -> dict[str, Any]:
+    """Answer a file or stdin, as `exitkit predict` does. Memory does not grow with the number of rows.
+
+    Returns:
+        A summary: rows answered, lines skipped, exits taken.
+    """
+    config.require(settings, "artifact")
+    assert settings.artifact is not None
+    source = "-" if settings.input == "-" else Path(settings.input)
+    registry = installed()
+    model = artifact.read(settings.artifact, registry, runtime.device(settings), runtime.inference_dtype(settings))
+    predictor = Predictor(model, registry)
+    plan = stored_plan(model, registry, settings.policy, settings.speedup)
+    lines = read(
+        cast(Any, source),
+        text_column=settings.text_column,
+        pair_column=settings.pair_column,
+        expects_pair=bool(model.card.data["columns"].get("text_pair")),
+    )
+    skipped: list[dict[str, Any]] = []
+    rows = 0
+    histogram = [0] * model.model.shape.exits
+    good = _good_lines(lines, settings, skipped)
+    with open_writer(settings.output, source=None if source == "-" else cast(Path, source)) as writer:
+        for chunk in _chunks(good, settings.batch_size):
+            texts = [line.text if line.text_pair is None else (line.text, line.text_pair) for line in chunk]
+            trace = predictor.trace(texts, plan)
+            writer.write(predictor.answers(trace, plan, settings.probabilities))
+            rows += len(texts)
+            histogram = [a + b for a, b in zip(histogram, trace.histogram(len(histogram)), strict=True)]
+    return {
+        "artifact": str(settings.artifact),
+        "policy": plan.name,
+        "settings": plan.settings,
+        "rows": rows,
+        "skipped": len(skipped),
+        "skipped_lines": skipped[:MOST_NAMED],
+        "exit_histogram": histogram,
+        "output": None if settings.output is None else str(settings.output),
+    }
+
+
+def _good_lines(
+    lines: Iterable[Line | BadLine], settings: PredictConfig, skipped: list[dict[str, Any]]
+) -> Iterator[Line]:
+    """Lines that can be answered; the first bad one ends the run, or bad ones are left out and named."""
+    where = "stdin" if settings.input == "-" else settings.input
+    pending: ExitkitError | None = None
+    for line in lines:
+        if isinstance(line, Line):
+            yield line
+        elif settings.on_error == "skip":
+            log.warning("%s, line %d: %s; skipped", where, line.number, line.reason)
+            skipped.append({"line": line.number, "reason": line.reason})
+            del skipped[MOST_NAMED:-1]
+        else:
+            pending = ExitkitError(
+                f"{where}, line {line.number}: {line.reason}. Mend the line, or leave such lines out with "
+                "--on-error skip."
+            )
+            break
+    if pending is not None:
+        raise _AfterRest(pending)
+
+
+class _AfterRest(Exception):
+    """A bad line, raised once the good lines before it have been handed on."""
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size`. What came before an error is handed on before it is raised."""
+    while True:
+        chunk: list[Any] = []
+        failed: _AfterRest | None = None
+        try:
+            for item in islice(items, size):
+                chunk.append(item)
+        except _AfterRest as error:
+            failed = error
+        if chunk:
+            yield chunk
+        if failed is not None:
+            raise cast(ExitkitError, failed.args[0])
+        if len(chunk) < size:
+            return
+
+
+def _checked(texts: Sequence[Text]) -> Sequence[Text]:
+    if isinstance(texts, str):
+        raise UsageError("predict takes a list of texts; for a single one write predict([text]).")
+    for number, text in enumerate(texts):
+        pair = isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(t, str) for t in text)
+        if not (isinstance(text, str) or pair):
+            raise UsageError(f"text {number} is {type(text).__name__}, not a string or a pair of strings.")
+        if isinstance(text, str) != isinstance(texts[0], str):
+            raise UsageError(f"text {number} and text 0 differ: one is a single text, the other a pair.")
+    return texts
+
+
+def _stored_settings(model: Artifact, name: str, entry: Mapping[str, Any], speedup: float | None) -> dict[str, Any]:
+    if speedup is None:
+        return dict(entry["chosen"]["settings"])
+    point = point_for(entry, speedup)
+    if point is None:
+        fastest = max(p["speedup"][entry["currency"]] for p in entry["frontier"])
+        raise UsageError(
+            f"policy '{name}' reaches {fastest:.2f}x in {entry['currency']} on {model.folder}, not {speedup:g}x."
+        )
+    return dict(point.settings)
