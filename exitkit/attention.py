@@ -7,7 +7,7 @@ than keys: halted words ask nothing and still answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -43,26 +43,25 @@ def by_runs(
     scale: float | None = None,
 ) -> Tensor:
     """One call for each run of neighbours with as many queries and as many keys. Arguments as in `attend`."""
-    runs = list(_runs(stream))
-    queries = query.split([count * asked for count, asked, _ in runs])
-    keys = key.split([count * length for count, _, length in runs])
-    values = value.split([count * length for count, _, length in runs])
-    spans = _spans(stream, runs) if window is not None else [None] * len(runs)
-    contexts = []
-    for (count, asked, length), q, k, v, span in zip(runs, queries, keys, values, spans, strict=True):
+    heads, size = query.shape[1:]
+    asked_from = stream.position if stream.active is None else stream.position[stream.active]
+    contexts, q0, k0 = [], 0, 0
+    for count, asked, length in _runs(stream.asking, stream.lengths):
+        q1, k1 = q0 + count * asked, k0 + count * length
         near = None
-        if window is not None and span is not None and length > window + 1:
-            from_, to = span
-            near = ((from_[:, :, None] - to[:, None, :]).abs() <= window)[:, None]  # [count, 1, asked, length]
+        if window is not None and length > window + 1:
+            distance = asked_from[q0:q1].view(count, asked, 1) - stream.position[k0:k1].view(count, 1, length)
+            near = (distance.abs() <= window)[:, None]  # [count, 1, asked, length]
         context = scaled_dot_product_attention(
-            q.unflatten(0, (count, asked)).transpose(1, 2),
-            k.unflatten(0, (count, length)).transpose(1, 2),
-            v.unflatten(0, (count, length)).transpose(1, 2),
+            query[q0:q1].view(count, asked, heads, size).transpose(1, 2),
+            key[k0:k1].view(count, length, heads, size).transpose(1, 2),
+            value[k0:k1].view(count, length, heads, size).transpose(1, 2),
             attn_mask=near,
             dropout_p=dropout,
             scale=scale,
         )  # [count, H, asked, D]
-        contexts.append(context.transpose(1, 2).flatten(2).flatten(0, 1))
+        contexts.append(context.transpose(1, 2).reshape(count * asked, heads * size))
+        q0, k0 = q1, k1
     return torch.cat(contexts) if len(contexts) > 1 else contexts[0]
 
 
@@ -100,21 +99,11 @@ def padded(
     return context.transpose(1, 2).flatten(2)[query_real]
 
 
-def _runs(stream: Stream) -> Iterator[tuple[int, int, int]]:
-    """(sequences, queries of each, keys of each) of every run of alike neighbours."""
-    for (asked, length), alike in groupby(zip(stream.asking, stream.lengths, strict=True)):
-        yield sum(1 for _ in alike), asked, length
-
-
-def _spans(stream: Stream, runs: list[tuple[int, int, int]]) -> list[tuple[Tensor, Tensor]]:
-    """Places of the queries and of the keys of every run: ([count, asked], [count, length])."""
-    asked_from = stream.position if stream.active is None else stream.position[stream.active]
-    from_ = asked_from.split([count * asked for count, asked, _ in runs])
-    to = stream.position.split([count * length for count, _, length in runs])
-    return [
-        (a.unflatten(0, (count, asked)), b.unflatten(0, (count, length)))
-        for (count, asked, length), a, b in zip(runs, from_, to, strict=True)
-    ]
+@lru_cache(maxsize=256)
+def _runs(asking: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """(sequences, queries of each, keys of each) of every run of alike neighbours; the same for all layers."""
+    alike = groupby(zip(asking, lengths, strict=True))
+    return tuple((sum(1 for _ in run), asked, length) for (asked, length), run in alike)
 
 
 def _grid(bounds: Tensor, longest: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ def demo(settings: DemoConfig) -> dict[str, Any]:
         The results of the three commands, and the folders they wrote.
     """
     folder = settings.output / "model"
-    where = {"device": settings.device, "threads": settings.threads}
+    where: dict[str, Any] = {"device": settings.device, "threads": settings.threads}
     trained = train(
         model="demo:tiny",
         data="demo:reviews",

@@ -32,7 +32,7 @@ class ExitHead(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Features [U, d] (what a probe reads) and logits [U, C] of pooled states [U, d]."""
         features = torch.tanh(self.dense(pooled))
-        return features, self.out(self.dropout(features))
+        return features, self.out(self.dropout(features) if self.training else features)
 
     def cost(self) -> int:
         """Multiply-adds per unit."""
@@ -41,13 +41,10 @@ class ExitHead(nn.Module):
 
 def pool(stream: Stream, pooling: Pooling, task: str) -> Tensor:
     """What the exit heads read of a stream with finished states: [U, d], for `mix` [U, 2 d]."""
-    if task == "tagging":
+    if task == "tagging" or pooling == "cls":
         return stream.hidden[stream.anchor]
-    first = stream.hidden[stream.bounds[:-1]]
-    if pooling == "cls":
-        return first
-    mean = mean_of_tokens(stream.hidden, stream.bounds)
-    return mean if pooling == "mean" else torch.cat([first, mean], dim=-1)
+    mean = mean_of_tokens(stream)
+    return mean if pooling == "mean" else torch.cat([stream.hidden[stream.anchor], mean], dim=-1)
 
 
 def choose_pooling(asked: str) -> Pooling:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exitkit.recipe import Recipe
 
 PROJECT = "exitkit"
-T = TypeVar("T")
+T = TypeVar("T", contravariant=True)
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -89,7 +89,7 @@ class Walk:
         self.name = schedule.name
         self.has_gates = type(schedule.first).gate is not ExitPolicy.gate
         self.reads = schedule.first.reads
-        self.probe: nn.Module | None = model.probes[self.name] if self.name in model.probes else None
+        self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)
 
     def climb(self, below: int, top: int, stream: Stream, state: State, trace: Recorder) -> tuple[Stream, list[bool]]:
         """Run layers below+1 to top. Returns also, per sequence, whether it ran any of them."""
@@ -136,9 +136,10 @@ class Walk:
         shape = self.model.shape
         last = exit == shape.exits
         all_ran = all(ran)
-        fresh = (
-            torch.ones_like(stream.live) if all_ran else torch.tensor(ran, device=stream.live.device)[stream.sequence]
-        )
+        if all_ran:
+            fresh = stream.live if stream.active is None else torch.ones_like(stream.live)
+        else:
+            fresh = torch.tensor(ran, device=stream.live.device)[stream.sequence]
         asked = None
         if stream.active is not None or not (all_ran or last):
             asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)

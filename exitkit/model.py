@@ -59,7 +59,7 @@ class ExitModel(nn.Module):
         Returns:
             Features [n, d] for probes and logits [n, C]. The last exit gives no features: nobody decides there.
         """
-        finished = stream.carrying(self.encoder.finish(stream.hidden))
+        finished = self.encoder.finished(stream)
         if exit == self.shape.exits:
             pooled = self.encoder.pooled(finished)
             return None, self.encoder.stock_head(pooled if units is None else pooled[units])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -157,7 +156,7 @@ def _check(kind: str, name: str, thing: Any, base: type) -> None:
     if not (inspect.isclass(thing) and issubclass(thing, base)):
         raise PluginError(f"{kind} '{name}' must be a class derived from {base.__module__}.{base.__qualname__}")
     if inspect.isabstract(thing):
-        missing = ", ".join(sorted(thing.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(thing, "__abstractmethods__", ())))
         raise PluginError(f"{kind} '{name}' does not define {missing}")
     if issubclass(thing, ExitPolicy):
         _check_policy(name, thing)
@@ -166,7 +165,8 @@ def _check(kind: str, name: str, thing: Any, base: type) -> None:
 def _check_policy(name: str, policy: type[ExitPolicy]) -> None:
     if policy.api != POLICY_API:
         raise PluginError(f"policy '{name}' is written for policy api {policy.api}; this exitkit offers {POLICY_API}")
-    if not dataclasses.is_dataclass(policy) or not policy.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    parameters = getattr(policy, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         raise PluginError(f"policy '{name}' must be a frozen dataclass")
     knobs(policy)
 

@@ -188,5 +188,6 @@ def normalised_entropy(logits: Tensor) -> Tensor:
     FastBERT (2004.02178), eq. 7. DeeBERT and its heirs use nats instead; multiply by ln C to compare thresholds.
     Impossible classes (−inf) count zero; rows with +inf or NaN give NaN, for which every comparison is False.
     """
-    log_p = torch.log_softmax(logits.float(), dim=-1).clamp(min=-100.0)
-    return (-(log_p.exp() * log_p).sum(dim=-1) / math.log(logits.shape[-1])).clamp(0.0, 1.0)
+    shares = logits.float().softmax(dim=-1)
+    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return (entropy / math.log(logits.shape[-1])).clamp(max=1.0)

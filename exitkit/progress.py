@@ -46,6 +46,8 @@ def bar(title: str, total: float) -> Iterator[Advance]:
         task = progress.add_task(title, total=total, note="")
 
         def advance(steps: float = 1, note: str = "") -> None:
-            progress.update(task, advance=steps, **({"note": note} if note else {}))
+            progress.update(task, advance=steps)
+            if note:
+                progress.update(task, note=note)
 
         yield advance

@@ -34,7 +34,7 @@ def training_bf16(config: Common, device: torch.device) -> bool:
     if config.precision != "auto":
         return config.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         can = torch.cpu.get_capabilities()
         return bool(can.get("amx_bf16") or can.get("avx512_bf16"))

@@ -28,7 +28,7 @@ class Tokens:
     position: Tensor  # [T] place of each token in its own sequence, from 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stream:
     """The tokens and units of the sequences still running. The loop makes a new one at every step."""
 
@@ -61,14 +61,11 @@ class Stream:
         """S, the sequences still running."""
         return len(self.lengths)
 
-    def sequence_of_tokens(self) -> Tensor:
-        """[T] the sequence that each token is part of."""
-        numbers = torch.arange(self.sequences, device=self.bounds.device)
-        return numbers.repeat_interleave(self.bounds.diff(), output_size=self.tokens)
-
     def carrying(self, hidden: Tensor) -> Stream:
-        """The same tokens with new states [T, d]."""
-        return replace(self, hidden=hidden)
+        """The same tokens with new states [T, d]. Once per layer, hence without the cost of dataclasses.replace."""
+        new = object.__new__(Stream)
+        new.__dict__.update(self.__dict__, hidden=hidden)
+        return new
 
 
 def pack(batch: Batch) -> tuple[Tokens, Stream]:
@@ -78,37 +75,43 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     completes it. Without `words` in the batch every sequence is one unit.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    device = ids.device
-    lengths = mask.sum(dim=1).tolist()
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    lengths = [lengths[i] for i in order]
-    columns = {"ids": ids, "types": batch.get("token_type_ids"), "words": batch.get("words")}
-    if order != list(range(len(order))):
-        by_length = torch.tensor(order, device=device)
-        mask = mask[by_length]
-        columns = {name: column if column is None else column[by_length] for name, column in columns.items()}
-    real = mask.bool()
-    flat = {name: column if column is None else column[real] for name, column in columns.items()}
-    bounds = _bounds(lengths, device)
-    total = sum(lengths)
-    sequence_of = torch.arange(len(lengths), device=device).repeat_interleave(bounds.diff(), output_size=total)
-    position = torch.arange(total, device=device) - bounds[sequence_of]
+    device, width = ids.device, ids.shape[1]
+    in_order = mask.sum(dim=1).tolist()
+    order = sorted(range(len(in_order)), key=in_order.__getitem__)
+    lengths = [in_order[i] for i in order]
     rows = torch.tensor(order, device=device)
-    words = flat["words"]
+    if lengths[0] == width:  # nothing is padded, and `order` is the batch's own
+
+        def flat(column: Tensor) -> Tensor:
+            return column.flatten()
+
+        position = torch.arange(width, device=device).repeat(len(lengths))
+    else:
+        real = mask[rows].bool()
+
+        def flat(column: Tensor) -> Tensor:
+            return column[rows][real]
+
+        position = (real.cumsum(dim=1) - 1)[real]
+    sequence_of, bounds = _sequence_of(lengths, device), _bounds(lengths, device)
+    words = batch.get("words")
     units = (
-        _sequences_as_units(sequence_of, bounds, rows) if words is None else _words_as_units(words, sequence_of, rows)
+        _sequences_as_units(sequence_of, bounds, rows)
+        if words is None
+        else _words_as_units(flat(words), sequence_of, rows)
     )
     stream = Stream(
-        hidden=torch.empty(total, 0, device=device),
+        hidden=position.new_empty(len(position), 0, dtype=torch.float32),
         position=position,
         lengths=tuple(lengths),
         bounds=bounds,
-        skipped=torch.zeros(len(lengths), dtype=torch.long, device=device),
+        skipped=torch.zeros_like(rows),
         active=None,
         asking=tuple(lengths),
         **units,
     )
-    return Tokens(ids=flat["ids"], types=flat["types"], position=position), stream
+    types = batch.get("token_type_ids")
+    return Tokens(ids=flat(ids), types=None if types is None else flat(types), position=position), stream
 
 
 def _sequences_as_units(sequence_of: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Tensor]:
@@ -170,7 +173,7 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
     if active is not None:
         active = new_token[active[kept_tokens[active]]]
     part = Stream(
-        hidden=stream.hidden[tokens],
+        hidden=stream.hidden.index_select(0, tokens),
         position=stream.position[tokens],
         lengths=tuple(lengths),
         bounds=_bounds(lengths, device),
@@ -196,11 +199,17 @@ def halt(stream: Stream, live: Tensor) -> tuple[Stream, Tensor | None] | None:
     Returns:
         The stream that goes on and the rows of the units in it (None = all of them), or None when nobody is left.
     """
+    if stream.units == stream.sequences:  # nobody can be half answered
+        keep = live.tolist()
+        if not any(keep):
+            return None
+        part = select(replace(stream, live=live), keep)
+        return part.stream, part.units
     awake = torch.where(stream.owner >= 0, live[stream.owner], True)  # [T]
     live_units, awake_tokens = torch.stack(
         [
             _count(live, stream.sequence, stream.sequences),
-            _count(awake, stream.sequence_of_tokens(), stream.sequences),
+            _count(awake, _sequence_of(stream.lengths, live.device), stream.sequences),
         ]
     ).tolist()
     keep = [count > 0 for count in live_units]
@@ -222,6 +231,12 @@ def halt(stream: Stream, live: Tensor) -> tuple[Stream, Tensor | None] | None:
 def _count(mask: Tensor, group: Tensor, groups: int) -> Tensor:
     """How many True there are in each group: [groups]."""
     return torch.zeros(groups, dtype=torch.long, device=mask.device).index_add(0, group, mask.long())
+
+
+def _sequence_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """The sequence that each token is part of: [T]."""
+    repeats = torch.tensor(lengths, device=device)
+    return torch.repeat_interleave(repeats, output_size=sum(lengths))
 
 
 def _rows_where(mask: Tensor, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +70,10 @@ def measure(model: ExitModel, batches: Sequence[Batch], batch_size: int, seed: i
             batch = choose(batches, random, size)
             stream = embedded(model, batch)
             parts: dict[str, Callable[[], object]] = {
-                "embed": lambda batch=batch: embedded(model, batch),
-                "layer": lambda stream=stream: model.encoder.layer(middle, stream),
-                "exit": lambda stream=stream: _exit_step(model, stream),
-                "last": lambda stream=stream: model.read(model.shape.exits, stream),
+                "embed": partial(embedded, model, batch),
+                "layer": partial(model.encoder.layer, middle, stream),
+                "exit": partial(_exit_step, model, stream),
+                "last": partial(model.read, model.shape.exits, stream),
             }
             for name, part in parts.items():
                 part()
@@ -86,7 +87,7 @@ def choose(batches: Sequence[Batch], random: np.random.Generator, size: int) -> 
     """`size` random rows of some batches as one batch."""
     rows = []
     for _ in range(size):
-        batch = batches[random.integers(len(batches))]
+        batch = batches[int(random.integers(len(batches)))]
         number = int(random.integers(batch["input_ids"].shape[0]))
         rows.append({name: tensor[number] for name, tensor in batch.items()})
     longest = max(row["input_ids"].shape[0] for row in rows)

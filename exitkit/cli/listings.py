@@ -30,7 +30,7 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
         from exitkit.plugins import installed
 
         registry = installed()
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "name": plugin.name,
                 "module": plugin.module,

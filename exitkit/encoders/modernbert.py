@@ -43,14 +43,13 @@ class ModernBertEncoder(Encoder):
         attended = asking + attention.out_drop(attention.Wo(context))
         return update_active(stream, attended + block.mlp(block.mlp_norm(attended)))
 
-    def finish(self, hidden: Tensor) -> Tensor:  # noqa: D102
-        normed: Tensor = self.base.final_norm(hidden)
-        return normed
+    def finished(self, stream: Stream) -> Stream:  # noqa: D102
+        return stream.carrying(self.base.final_norm(stream.hidden))
 
     def pooled(self, stream: Stream) -> Tensor:
         """The first token, or the mean of all where the config says so."""
         if not self.tags_words and self.stock.config.classifier_pooling == "mean":
-            return mean_of_tokens(stream.hidden, stream.bounds)
+            return mean_of_tokens(stream)
         return super().pooled(stream)
 
     def stock_head(self, pooled: Tensor) -> Tensor:  # noqa: D102

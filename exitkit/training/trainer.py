@@ -1,4 +1,4 @@
-"""transformers.Trainer, told about exits: losses from a recipe, learning rates per part, checkpoints without pickles."""
+"""transformers.Trainer, told about exits: a recipe's losses and learning rates, checkpoints without pickles."""
 
 from __future__ import annotations
 

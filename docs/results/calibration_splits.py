@@ -1,0 +1,76 @@
+"""Does a calibrated speed-up hold on other rows of the same kind? Ten random halves of a split.
+
+Calibrates entropy on one half of SPLIT and replays the setting on the other, for ten seeds; beside it, what the rows
+that `train` set aside give. Replays only: nothing here is timed.
+
+    python docs/results/calibration_splits.py ARTIFACT DATA SPLIT
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from exitkit import artifact
+from exitkit.calibration.calibrate import calibration_rows
+from exitkit.calibration.search import pick, settle
+from exitkit.calibration.study import Study
+from exitkit.cost import ReplayCost
+from exitkit.data.columns import USUAL
+from exitkit.data.sources import Rows, read
+from exitkit.measure import score, truth_of
+from exitkit.plugins import installed
+from exitkit.replay import replay
+
+registry = installed()
+model = artifact.read(Path(sys.argv[1]), registry)
+everything = read(sys.argv[2], sys.argv[3], labels=model.card.labels)
+policy = registry.policy("entropy")
+
+
+def threshold_for(study: Study, target: float) -> dict:
+    """The setting that calibrate would confirm."""
+    chosen = pick(study.candidates("entropy", {}, "layers"), "layers", target)
+    return settle(chosen, "entropy", policy, model.model.shape, study.evaluator(policy)).settings
+
+
+def tried(study: Study, settings: dict) -> dict:
+    """A setting on the rows of a study."""
+    outcome = replay(study.recording, study.plan("entropy", settings))
+    answers = outcome.logits.argmax(dim=-1).numpy()
+    scored = score("accuracy", model.card.labels, truth_of(study.rows), answers, study.full)
+    cost = ReplayCost(study.recording, study.price, reads_logits=True).speedups(outcome)
+    return {**cost, "loss": scored.full_score - scored.score, "loss_ci": scored.drop_ci}
+
+
+def study(rows: Rows) -> Study:
+    """Record rows."""
+    return Study(model, registry, rows, "accuracy", 32)
+
+
+halves = []
+for seed in range(10):
+    order = np.random.default_rng(seed).permutation(len(everything))
+    middle = len(order) // 2
+    halves.append((study(everything.select(order[:middle])), study(everything.select(order[middle:]))))
+aside = study(calibration_rows(model, None, None, USUAL))
+whole = study(everything)
+
+report = {}
+for target in (2.0, 3.0):
+    runs = [tried(other, threshold_for(half, target)) for half, other in halves]
+    speedups = np.array([run["layers"] for run in runs])
+    losses = np.array([run["loss"] for run in runs])
+    report[f"{target:g}x"] = {
+        "other half, layers: mean": round(float(speedups.mean()), 3),
+        "other half, layers: smallest and largest": [round(float(speedups.min()), 3), round(float(speedups.max()), 3)],
+        "other half, loss in points: mean": round(100 * float(losses.mean()), 2),
+        "other half, paired 95 % interval, mean of ten": [
+            round(100 * float(np.mean([run["loss_ci"][side] for run in runs])), 2) for side in (0, 1)
+        ],
+        "calibrated on rows set aside from train, layers on all of it": round(
+            tried(whole, threshold_for(aside, target))["layers"], 3
+        ),
+    }
+print(json.dumps(report, indent=2))
