@@ -30,7 +30,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class Register(Protocol[T]):
     """Offer `thing` under `name`. A name that another plugin has taken is reported with both of them."""
 
-    def __call__(self, name: str, thing: type[T]) -> None: ...
+    def __call__(self, name: str, thing: type[T]) -> None:
+        """Register a class."""
 
 
 @hookspec

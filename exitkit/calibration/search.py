@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,20 +144,27 @@ def settle(chosen: Candidate, name: str, policy: type[ExitPolicy], shape: Shape,
     """
     for knob in knobs(policy):
         value = chosen.settings[knob.name]
-        if knob.kind is not float or not isinstance(value, float):
-            continue
         low, high = knob_range(knob, shape)
-        if not (low <= value <= high and math.isfinite(low) and math.isfinite(high)):
+        if not (isinstance(value, float) and low <= value <= high and math.isfinite(high - low)):
             continue
-
-        def same(value: float, knob: Knob = knob) -> bool:
-            other = evaluate(schedule(name, policy, {**chosen.settings, knob.name: value}, shape))
-            return torch.equal(other.taken, chosen.taken)
-
+        same = partial(_same_exits, chosen, name, policy, shape, evaluate, knob.name)
         middle = _rounded((_edge(same, value, low) + _edge(same, value, high)) / 2)
         if low <= middle <= high and same(middle):
             chosen = replace(chosen, settings={**chosen.settings, knob.name: middle})
     return chosen
+
+
+def _same_exits(
+    chosen: Candidate,
+    name: str,
+    policy: type[ExitPolicy],
+    shape: Shape,
+    evaluate: Evaluate,
+    knob: str,
+    value: float,
+) -> bool:
+    other = evaluate(schedule(name, policy, {**chosen.settings, knob: value}, shape))
+    return torch.equal(other.taken, chosen.taken)
 
 
 def _edge(same: Callable[[float], bool], inside: float, outside: float) -> float:

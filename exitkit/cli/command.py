@@ -66,7 +66,7 @@ def command(
     app.command(name, help=help, no_args_is_help=name != "demo")(body)
 
 
-class reporting:  # noqa: N801  # reads as a phrase: with reporting(...)
+class reporting:  # reads as a phrase: with reporting(...)
     """Sends logs and progress to stderr, and turns errors into messages and exit codes."""
 
     def __init__(self, as_json: bool, debug: bool) -> None:
