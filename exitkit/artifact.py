@@ -35,6 +35,7 @@ from transformers import (
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry
+from exitkit.progress import quiet
 
 FORMAT = 1
 CARD = "exitkit.yaml"
@@ -176,23 +177,6 @@ def publish(partial: Path, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from reporting on stderr while it loads a model; what matters is checked by the caller."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _load_exits(file: Path, model: ExitModel) -> None:

@@ -51,3 +51,20 @@ def bar(title: str, total: float) -> Iterator[Advance]:
                 progress.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting on stderr while it loads a model; what matters is checked by the caller."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

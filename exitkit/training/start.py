@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from exitkit.artifact import quiet
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import Pooling
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry
+from exitkit.progress import quiet
 
 log = logging.getLogger("exitkit")
 

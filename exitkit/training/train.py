@@ -30,7 +30,7 @@ from exitkit.errors import ExitkitError, UsageError, one_of
 from exitkit.heads import choose_pooling
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
-from exitkit.progress import bar
+from exitkit.progress import bar, quiet
 from exitkit.recipe import Recipe
 from exitkit.replay import record
 from exitkit.training.start import starting_model
@@ -249,7 +249,7 @@ def _model_folder(model: str, seed: int) -> Iterator[str]:
         raise UsageError(one_of("built-in model", model, ["demo:tiny"]))
     from exitkit.data import demo
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         demo.build_model(Path(folder), seed=seed)
         yield folder
 
