@@ -1,0 +1,234 @@
+"""For authors of policies: `check_policy(Margin)` tests the whole contract; `evidence(...)` builds what `decide` sees."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from exitkit import contract
+from exitkit.encoders.bert import BertEncoder
+from exitkit.loop import run
+from exitkit.model import ExitModel
+from exitkit.policy import Decision, Evidence, ExitPolicy, Knob, Shape, State, knobs
+from exitkit.replay import Recording, record, replay
+from exitkit.settings import Schedule, knob_range, off, schedule
+from exitkit.trace import Trace
+
+SHAPE = Shape(exits=6, layers=6, labels=3, width=8, task="classification")
+
+
+def evidence(logits: Tensor, exit: int = 1, exits: int = 6, **fields: Any) -> Evidence:
+    """What a policy sees after one exit of a model with as many layers as exits: every unit live, fresh and alone.
+
+    Args:
+        logits: [U, C].
+        exit: number of the exit, from 1.
+        exits: E.
+        fields: any other field of Evidence.
+    """
+    units, labels = logits.shape
+    everyone = torch.ones(units, dtype=torch.bool)
+    defaults: dict[str, Any] = {
+        "layer": exit,
+        "layers": exits,
+        "labels": labels,
+        "task": "classification",
+        "live": everyone,
+        "fresh": everyone,
+        "sequence": torch.arange(units),
+        "position": torch.zeros(units, dtype=torch.long),
+    }
+    return Evidence(exit=exit, exits=exits, logits=logits, **{**defaults, **fields})
+
+
+def check_policy(
+    policy: type[ExitPolicy], name: str = "policy", settings: Mapping[str, Any] | None = None
+) -> None:
+    """Test the contract of a policy that decides from logits.
+
+    Args:
+        policy: the class.
+        name: what it is called in messages.
+        settings: values for knobs that are to stay as they are.
+
+    Raises:
+        AssertionError: a rule is broken; the message says which.
+    """
+    plans = list(_schedules(policy, name, dict(settings or {}), SHAPE))
+    for plan in plans:
+        _check_forms(plan)
+        _check_purity(plan)
+        _check_batch_mates(plan)
+        _check_yaml(plan, policy)
+    _check_knobs(policy, name, dict(settings or {}))
+    _check_off(policy, name)
+    if not policy.rewrites:
+        _check_replay(policy, name, dict(settings or {}))
+
+
+def scripted(units: int = 40, shape: Shape = SHAPE, seed: int = 0) -> Tensor:
+    """Random answers of all exits [E, U, C] that grow surer with depth and sometimes change their mind."""
+    random = torch.Generator().manual_seed(seed)
+    meant = torch.randint(shape.labels, (units,), generator=random)
+    logits = torch.randn(shape.exits, units, shape.labels, generator=random)
+    depth = torch.arange(1, shape.exits + 1)[:, None] / shape.exits
+    ease = 4 * torch.rand(units, generator=random)
+    logits[:, torch.arange(units), meant] += depth * ease
+    return logits
+
+
+def recording(logits: Tensor, shape: Shape = SHAPE) -> Recording:
+    """Scripted answers [E, U, C] as a recording of sequences of 10 tokens."""
+    lengths = torch.full((logits.shape[1],), 10)
+    return Recording(logits, lengths, shape, tuple(range(1, shape.exits + 1)))
+
+
+def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0) -> ExitModel:
+    """A random BERT classifier with an exit at every layer, in evaluation mode, whose exits disagree at times."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=labels,
+    )
+    model = ExitModel(BertForSequenceClassification(config), BertEncoder, range(1, layers + 1), "mean").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        for head in [*model.heads, model.stock.classifier]:
+            for weight in head.parameters():
+                weight.mul_(3.0)
+    return model
+
+
+def tiny_batch(rows: int = 24, seed: int = 0) -> dict[str, Tensor]:
+    """Random token ids of mixed lengths, padded, for `tiny_model`."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 20, (rows,), generator=random)
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    ids = torch.randint(5, 50, (rows, 20), generator=random) * mask
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _schedules(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> Iterator[Schedule]:
+    """The policy at its defaults and at low, middle and high values of every free knob."""
+    free = [knob for knob in knobs(policy) if knob.name not in held]
+    yield schedule(name, policy, held, shape)
+    for knob in free:
+        for value in _values(knob, shape):
+            yield schedule(name, policy, {**held, knob.name: value}, shape)
+
+
+def _values(knob: Knob, shape: Shape) -> list[Any]:
+    if knob.choices is not None:
+        return list(knob.choices)
+    low, high = knob_range(knob, shape)
+    if not math.isfinite(high - low):
+        return [knob.default]
+    steps = [low + (high - low) * share for share in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)]
+    return sorted({knob.kind(step) for step in steps})
+
+
+def _walk(plan: Schedule, logits: Tensor) -> Iterator[tuple[Evidence, State, Decision, State]]:
+    """Every decision of a policy over scripted exits, without anybody leaving."""
+    state = contract.start(plan.name, plan.first, logits.shape[1], logits.device)
+    for exit in range(1, logits.shape[0]):
+        seen = evidence(logits[exit - 1], exit, logits.shape[0])
+        decision, after = contract.decide(plan.name, plan.steps[exit - 1], seen, state)
+        yield seen, state, decision, after
+        state = after
+
+
+def _check_forms(plan: Schedule) -> None:
+    """Shapes and dtypes, for no unit, one unit, infinite and bf16 answers; `contract` does the looking."""
+    for units in (0, 1, 5):
+        for dtype in (torch.float32, torch.bfloat16):
+            list(_walk(plan, scripted(units).to(dtype)))
+    for extreme in (math.inf, -math.inf):
+        logits = scripted(4)
+        logits[:, :, 0] = extreme
+        list(_walk(plan, logits))
+
+
+def _check_purity(plan: Schedule) -> None:
+    for seen, state, decision, after in _walk(plan, scripted()):
+        kept = seen.logits.clone(), {key: rows.clone() for key, rows in state.items()}
+        again, after_again = contract.decide(plan.name, plan.steps[seen.exit - 1], seen, state)
+        assert torch.equal(again.leave, decision.leave), f"{plan.name}: the same evidence gives another decision"
+        assert all(torch.equal(after[key], after_again[key]) for key in after), (
+            f"{plan.name}: the same evidence gives another state"
+        )
+        assert torch.equal(seen.logits, kept[0]), f"{plan.name}: decide changes the evidence"
+        assert all(torch.equal(state[key], kept[1][key]) for key in state), f"{plan.name}: decide changes its state"
+
+
+def _check_batch_mates(plan: Schedule) -> None:
+    """Permuting and splitting the batch changes nobody's decision or state."""
+    logits = scripted()
+    order = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(1))
+    parts = {"another order": order, "half of the batch": torch.arange(logits.shape[1] // 2), "one unit": order[:1]}
+    for what, rows in parts.items():
+        both = zip(_walk(plan, logits), _walk(plan, logits[:, rows]), strict=True)
+        for (_, _, whole, state), (_, _, part, part_state) in both:
+            assert torch.equal(whole.leave[rows], part.leave), f"{plan.name}: {what} changes a unit's decision"
+            assert all(torch.equal(state[key][rows], part_state[key]) for key in state), (
+                f"{plan.name}: {what} changes a unit's state"
+            )
+
+
+def _check_yaml(plan: Schedule, policy: type[ExitPolicy]) -> None:
+    settings = yaml.safe_load(yaml.safe_dump(plan.settings))
+    again = schedule(plan.name, policy, settings, SHAPE)
+    assert again == plan, f"{plan.name}: settings {plan.settings} do not survive YAML"
+
+
+def _check_knobs(policy: type[ExitPolicy], name: str, held: dict[str, Any]) -> None:
+    """A turned knob moves exits the way that it says."""
+    answers = recording(scripted(200))
+    for knob in knobs(policy):
+        if knob.name in held or knob.choices is not None or knob.raising == "mixed":
+            continue
+        plans = [schedule(name, policy, {**held, knob.name: value}, SHAPE) for value in _values(knob, SHAPE)]
+        taken = [replay(answers, plan).exit for plan in plans]
+        for lower, higher in itertools.pairwise(taken):
+            fits = (higher <= lower).all() if knob.raising == "earlier" else (higher >= lower).all()
+            assert fits, f"{name}: raising '{knob.name}' must make exits {knob.raising}, and does not always"
+
+
+def _check_off(policy: type[ExitPolicy], name: str) -> None:
+    if not any(knob.off is not None for knob in knobs(policy)):
+        return
+    plan = off(name, policy, SHAPE)
+    sure = torch.zeros(SHAPE.exits, 4, SHAPE.labels)
+    sure[:, 0, 0], sure[:, 1, 0], sure[:, 2, 1:] = 1e4, 30.0, -math.inf
+    for logits in (sure, scripted(200)):
+        taken = replay(recording(logits), plan).exit
+        assert (taken == SHAPE.exits).all(), f"{name}: a unit leaves early although the policy is off"
+
+
+def _check_replay(policy: type[ExitPolicy], name: str, held: dict[str, Any]) -> None:
+    """A replayed recording and live runs in batches of any size agree."""
+    model, rows = tiny_model(), tiny_batch()
+    recorded = record(model, [rows])
+    for plan in _schedules(policy, name, held, model.shape):
+        outcome = replay(recorded, plan)
+        for size in (1, 7, 24):
+            batches = [
+                {key: value[start : start + size] for key, value in rows.items()}
+                for start in range(0, recorded.rows, size)
+            ]
+            trace = Trace.join([run(model, batch, plan) for batch in batches])
+            assert torch.equal(trace.exit, outcome.exit), f"{name}: {plan.settings} exits otherwise live than replayed"
+            assert torch.allclose(trace.logits, outcome.logits, atol=1e-4), f"{name}: answers differ from the replay"

@@ -1,0 +1,95 @@
+"""Tiny random models of every family, and what parity with stock transformers means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+from exitkit.loop import every_exit
+from exitkit.model import ExitModel
+from exitkit.plugins import installed
+
+LENGTHS = (12, 7, 20, 5, 31)
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "num_labels": 3,
+}
+QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+FAMILIES: dict[str, dict] = {
+    "bert": {"model_type": "bert", **QUIET},
+    "roberta": {"model_type": "roberta", "pad_token_id": 1, **QUIET},
+    "xlm-roberta": {"model_type": "xlm-roberta", "pad_token_id": 1, **QUIET},
+    "camembert": {"model_type": "camembert", "pad_token_id": 1, **QUIET},
+    "electra": {"model_type": "electra", "embedding_size": 32, **QUIET},
+    "electra with narrow embeddings": {"model_type": "electra", "embedding_size": 16, **QUIET},
+    "distilbert": {
+        "model_type": "distilbert",
+        "dim": 32,
+        "n_layers": 4,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+    },
+    "modernbert": {"model_type": "modernbert", "local_attention": 8, "pad_token_id": 0, "classifier_pooling": "cls"},
+    "modernbert pooled by mean": {
+        "model_type": "modernbert",
+        "local_attention": 8,
+        "pad_token_id": 0,
+        "classifier_pooling": "mean",
+    },
+}
+
+
+def stock(family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A model of a family with weights N(0, 0.3²), in evaluation mode."""
+    given = {**SMALL, **FAMILIES[family]}
+    if given["model_type"] == "distilbert":
+        given = {key: value for key, value in given.items() if key not in ("hidden_size", "num_hidden_layers")}
+    config = AutoConfig.for_model(**given)
+    auto = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
+    torch.manual_seed(seed)
+    model = auto.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.to(dtype).eval()
+
+
+def with_exits(model: PreTrainedModel) -> ExitModel:
+    """Exits at every layer of a stock model."""
+    layers = model.config.num_hidden_layers
+    made = ExitModel(model, installed().encoder(model.config.model_type), range(1, layers + 1), "mean")
+    return made.to(next(model.parameters()).dtype).eval()
+
+
+def batch(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> dict[str, Tensor]:
+    """Random token ids of these lengths, padded as the family pads."""
+    random = torch.Generator().manual_seed(seed)
+    longest = max(lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(5, 60, (len(lengths), longest), generator=random)
+    rows = {"input_ids": torch.where(mask.bool(), ids, model.config.pad_token_id or 0), "attention_mask": mask}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        rows["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=random) * mask
+    return rows
+
+
+def difference(model: PreTrainedModel, rows: dict[str, Tensor]) -> float:
+    """Largest difference between the last exit and the stock model's own logits."""
+    with torch.no_grad():
+        ours = every_exit(with_exits(model), rows)[-1]
+        theirs = model(**rows).logits
+    return float((ours - theirs).abs().max())

@@ -1,0 +1,194 @@
+"""Our arithmetic over a stock model's weights gives the stock model's answers, and parity would notice if not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from families import FAMILIES, LENGTHS, batch, difference, stock, with_exits
+
+from exitkit import attention, stream
+from exitkit.encoders import bert, modernbert
+from exitkit.errors import UsageError
+from exitkit.loop import every_exit
+from exitkit.plugins import installed
+
+EXACT = 1e-9
+
+
+def tolerance(family: str) -> float:
+    """Stock ModernBERT turns its queries and keys in fp32 whatever the model's format, so it is no float64 model."""
+    return 2e-5 if family.startswith("modernbert") else EXACT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_exit_is_the_stock_models_answer(family: str) -> None:
+    model = stock(family)
+    assert difference(model, batch(model)) <= tolerance(family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_get_the_stock_taggers_answer_at_their_first_piece(family: str) -> None:
+    model = stock(family, tags=True)
+    rows = batch(model)
+    words = torch.full_like(rows["input_ids"], -1)
+    for row, length in enumerate(LENGTHS):
+        words[row, 1 : length - 1] = torch.arange(length - 2) // 2  # words of two pieces between [CLS] and [SEP]
+    with torch.no_grad():
+        ours = every_exit(with_exits(model), {**rows, "words": words})[-1]
+        theirs = model(**rows).logits
+    first = (words >= 0) & (words != torch.nn.functional.pad(words, (1, 0), value=-2)[:, :-1])
+    assert ours.shape[0] == first.sum()
+    assert (ours - theirs[first]).abs().max() <= tolerance(family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_equals_the_stock_layer(family: str) -> None:
+    model = stock(family)
+    rows = batch(model)
+    encoder = with_exits(model).encoder
+    tokens, now = stream.pack(rows)
+    with torch.no_grad():
+        now = now.carrying(encoder.embed(tokens))
+        theirs = model(**rows, output_hidden_states=True).hidden_states
+        real = rows["attention_mask"].bool()
+        order = sorted(range(len(LENGTHS)), key=LENGTHS.__getitem__)
+        for index in range(len(encoder.blocks)):
+            now = now.carrying(encoder.layer(index, now))
+            mine = encoder.finished(now).hidden if index == len(encoder.blocks) - 1 else now.hidden
+            expected = torch.cat([theirs[index + 1][row][real[row]] for row in order])
+            assert (mine - expected).abs().max() <= tolerance(family), f"layer {index + 1}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_the_stock_models(family: str) -> None:
+    model = stock(family)
+    rows = batch(model)
+    model(**rows).logits.sum().backward()
+    theirs = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    every_exit(with_exits(model), rows)[-1].sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in theirs:
+            scale = 1 + theirs[name].abs().max()
+            assert (parameter.grad - theirs[name]).abs().max() / scale <= tolerance(family), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_fp32_we_differ_no_more_than_stock_differs_from_itself(family: str) -> None:
+    model = stock(family, dtype=torch.float32)
+    rows = batch(model)
+    with torch.no_grad():
+        together = model(**rows).logits
+        alone = torch.cat([model(**{k: v[i : i + 1, :n] for k, v in rows.items()}).logits for i, n in enumerate(LENGTHS)])
+    itself = float((together - alone).abs().max())
+    assert difference(model, rows) <= 2 * itself + 1e-6
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("halted", [False, True])
+def test_both_ways_to_attend_agree(window: int | None, halted: bool) -> None:
+    model = stock("bert")
+    _, now = stream.pack(batch(model, (4, 4, 9, 9, 12)))
+    now = now.carrying(torch.randn(now.tokens, 8, dtype=torch.float64))
+    if halted:
+        kept = torch.arange(now.tokens) % 3 != 1
+        asking = tuple(int(part.sum()) for part in kept.split(now.lengths))
+        now = stream.replace(now, active=kept.nonzero().squeeze(1), asking=asking)
+    asked = now.tokens if now.active is None else len(now.active)
+    q, k, v = (torch.randn(n, 2, 4, dtype=torch.float64) for n in (asked, now.tokens, now.tokens))
+    by_runs = attention.by_runs(q, k, v, now, window=window)
+    assert (by_runs - attention.padded(q, k, v, now, window=window)).abs().max() <= 1e-12
+
+
+def test_an_unknown_family_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"unknown model type 'gpt2'.*bert.*distilbert.*roberta"):
+        installed().encoder("gpt2")
+
+
+def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.by_runs
+    monkeypatch.setattr(attention, "by_runs", lambda q, *a, **k: right(q, *a, **{**k, "scale": 0.3}))
+
+
+def swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.by_runs
+    monkeypatch.setattr(attention, "by_runs", lambda q, k, v, *a, **kw: right(k, q, v, *a, **kw))
+
+
+def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = stream.pack
+
+    def pack(rows):  # noqa: ANN001, ANN202
+        tokens, now = right(rows)
+        return stream.Tokens(tokens.ids, tokens.types, tokens.position + 1), stream.replace(
+            now, position=now.position.flip(0)
+        )
+
+    monkeypatch.setattr("exitkit.loop.pack", pack)
+
+
+def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention._runs
+
+    def runs(asking, lengths):  # noqa: ANN001, ANN202
+        first, *rest = right(asking, lengths)
+        if len(rest) == 0:
+            return (first,)
+        second = rest[0]
+        return ((1, first[0] * first[1] + second[0] * second[1], first[0] * first[2] + second[0] * second[2]), *rest[1:])
+
+    monkeypatch.setattr(attention, "_runs", runs)
+
+
+def window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.by_runs
+
+    def by_runs(*a, window=None, **k):  # noqa: ANN001, ANN002, ANN003, ANN202
+        return right(*a, window=None if window is None else window + 1, **k)
+
+    monkeypatch.setattr(attention, "by_runs", by_runs)
+
+
+def no_padding_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bert.BertEncoder.embed
+
+    def embed(self, tokens):  # noqa: ANN001, ANN202
+        return right(self, stream.Tokens(tokens.ids, tokens.types, tokens.position - 1))
+
+    monkeypatch.setattr(bert.BertEncoder, "embed", embed)
+
+
+def wrong_rotary_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = modernbert.ModernBertEncoder.layer
+
+    def layer(self, index, now):  # noqa: ANN001, ANN202
+        return right(self, index, stream.replace(now, position=now.position * 2))
+
+    monkeypatch.setattr(modernbert.ModernBertEncoder, "layer", layer)
+
+
+BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
+    ("bert", wrong_scale),
+    ("bert", swapped),
+    ("bert", shifted_positions),
+    ("bert", leaking),
+    ("roberta", no_padding_offset),
+    ("distilbert", leaking),
+    ("modernbert", shifted_positions),
+    ("modernbert", window_off_by_one),
+    ("modernbert", wrong_rotary_angles),
+    ("modernbert", leaking),
+]
+
+
+@pytest.mark.parametrize(("family", "bug"), BUGS, ids=lambda part: getattr(part, "__name__", part))
+def test_parity_catches_a_planted_bug(
+    family: str, bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stock(family)
+    rows = batch(model)
+    assert difference(model, rows) <= tolerance(family)
+    bug(monkeypatch)
+    assert difference(model, rows) > 100 * tolerance(family)
