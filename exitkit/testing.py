@@ -105,11 +105,13 @@ def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0) -> ExitModel:
     )
     model = ExitModel(BertForSequenceClassification(config), BertEncoder, range(1, layers + 1), "mean").eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-        for head in [*model.heads, model.stock.classifier]:
-            for weight in head.parameters():
-                weight.mul_(3.0)
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                if not isinstance(module, torch.nn.LayerNorm):
+                    parameter.normal_(std=1.0 if isinstance(module, torch.nn.Embedding) else 0.3)
+        for head in model.heads:
+            for linear in (head.dense, head.out):
+                linear.weight.mul_(2.0)
     return model
 
 
