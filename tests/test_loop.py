@@ -48,7 +48,9 @@ def cut(rows: dict, part: slice | list[int]) -> dict:
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_dropping_sequences_keeps_the_tokens_places_and_rows_of_the_others(lengths: list[int], data: st.DataObject) -> None:
+def test_dropping_sequences_keeps_the_tokens_places_and_rows_of_the_others(
+    lengths: list[int], data: st.DataObject
+) -> None:
     width = max(lengths)
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
     ids = torch.arange(1, 1 + mask.numel()).view_as(mask)
@@ -286,7 +288,9 @@ def naive_words(model: ExitModel, rows: dict, threshold: float) -> tuple[torch.T
     exits = torch.zeros(stream.units, dtype=torch.long)
     active_tokens = []
     for layer in range(1, 5):
-        running = torch.zeros(stream.sequences, dtype=torch.bool).index_put((stream.sequence[~done],), torch.tensor(True))
+        running = torch.zeros(stream.sequences, dtype=torch.bool).index_put(
+            (stream.sequence[~done],), torch.tensor(True)
+        )
         sequence_of = torch.repeat_interleave(torch.tensor(stream.lengths))
         active = torch.where(stream.owner >= 0, ~done[stream.owner], True) & running[sequence_of]
         active_tokens.append(int(active.sum()))

@@ -81,7 +81,9 @@ def test_in_fp32_we_differ_no_more_than_stock_differs_from_itself(family: str) -
     rows = batch(model)
     with torch.no_grad():
         together = model(**rows).logits
-        alone = torch.cat([model(**{k: v[i : i + 1, :n] for k, v in rows.items()}).logits for i, n in enumerate(LENGTHS)])
+        alone = torch.cat(
+            [model(**{k: v[i : i + 1, :n] for k, v in rows.items()}).logits for i, n in enumerate(LENGTHS)]
+        )
     itself = float((together - alone).abs().max())
     assert difference(model, rows) <= 2 * itself + 1e-6
 
@@ -137,7 +139,10 @@ def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
         if len(rest) == 0:
             return (first,)
         second = rest[0]
-        return ((1, first[0] * first[1] + second[0] * second[1], first[0] * first[2] + second[0] * second[2]), *rest[1:])
+        return (
+            (1, first[0] * first[1] + second[0] * second[1], first[0] * first[2] + second[0] * second[2]),
+            *rest[1:],
+        )
 
     monkeypatch.setattr(attention, "_runs", runs)
 

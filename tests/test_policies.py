@@ -148,7 +148,10 @@ BROKEN = {
         lambda p, seen, state: (normalised_entropy(seen.logits) < abs(p.threshold), state),
         "although the policy is off",
     ),
-    "grows a state": (lambda p, seen, state: (by_entropy(p, seen), {"count": seen.live.long()}), "start fixes its keys"),
+    "grows a state": (
+        lambda p, seen, state: (by_entropy(p, seen), {"count": seen.live.long()}),
+        "start fixes its keys",
+    ),
 }
 
 

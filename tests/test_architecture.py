@@ -1,0 +1,84 @@
+"""Imports go down only, and help is quick because nothing heavy is imported for it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "exitkit").rglob("*.py"))
+LAYERS = [
+    {"errors", "policy", "hookspecs", "config", "progress"},
+    {"settings", "contract", "stream", "attention", "encoders", "heads", "trace", "recipe", "runtime", "clock"},
+    {"loop", "data", "metrics"},
+    {"model"},
+    {"plugins", "replay"},
+    {"cost", "artifact", "testing"},
+    {"measure"},
+    {"training", "calibration", "benchmark", "prediction"},
+    {"report"},
+    {"demo"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(file: Path) -> set[str]:
+    """exitkit modules that a file imports when it is loaded or run, those for type checkers left out."""
+    tree = ast.parse(file.read_text())
+    checking = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in checking:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0].startswith("exitkit"):
+            names = [alias.name for alias in node.names] if node.module == "exitkit" else [node.module.split(".", 1)[1]]
+            found |= {name.split(".")[0] for name in names}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("exitkit_policies")}
+    return found
+
+
+def package(file: Path) -> str:
+    return file.relative_to(ROOT / "exitkit").with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_down_only(file: Path) -> None:
+    here = package(file)
+    if here == "__init__" or file.name == "__init__.py" and here == "encoders":
+        return
+    for name in imports(file) - {here}:
+        assert name in LEVEL, f"{name} has no place in the layers"
+        below = LEVEL[name] < LEVEL[here]
+        aside = LEVEL[name] == LEVEL[here]
+        assert below or aside, f"{file.name} ({here}) imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda file: file.name)
+def test_shipped_policies_use_public_names_only(file: Path) -> None:
+    import exitkit
+
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("exitkit"):
+            assert node.module == "exitkit"
+            assert {alias.name for alias in node.names} <= set(exitkit.__all__)
+
+
+def test_nothing_in_exitkit_names_the_policies_package() -> None:
+    assert not [file for file in FILES if "exitkit_policies" in file.read_text()]
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, exitkit.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
