@@ -249,11 +249,15 @@ def merge(
 
 def parse(model: type[M], values: Mapping[str, Any]) -> M:
     """Check plain values. Raises UsageError with every complaint in it."""
-    for key in values:
+    values = dict(values)
+    for key, value in values.items():
         if key not in model.model_fields:
             raise UsageError(one_of("setting", key, model.model_fields))
+        usual = model.model_fields[key].default
+        if isinstance(usual, Choice) and isinstance(value, Mapping) and not value.get("name"):
+            values[key] = {**value, "name": usual.name}  # options without a name are for the default
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(_complaint(one) for one in error.errors())) from None
 

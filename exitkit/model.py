@@ -82,6 +82,16 @@ class ExitModel(nn.Module):
             batch["words"] = words
         return every_exit(self, batch)
 
+    def train(self, mode: bool = True) -> ExitModel:
+        """Training mode, but for modules that have parameters and train none: frozen also means without dropout."""
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
+        return self
+
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by role: `encoder`, `heads` (exits and the stock head), `probes`."""
         stock_head = [p for module in self.encoder.stock_head_modules() for p in module.parameters()]

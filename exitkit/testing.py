@@ -47,9 +47,7 @@ def evidence(logits: Tensor, exit: int = 1, exits: int = 6, **fields: Any) -> Ev
     return Evidence(exit=exit, exits=exits, logits=logits, **{**defaults, **fields})
 
 
-def check_policy(
-    policy: type[ExitPolicy], name: str = "policy", settings: Mapping[str, Any] | None = None
-) -> None:
+def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mapping[str, Any] | None = None) -> None:
     """Test the contract of a policy that decides from logits.
 
     Args:

@@ -55,7 +55,7 @@ def package(file: Path) -> str:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_go_down_only(file: Path) -> None:
     here = package(file)
-    if here == "__init__" or file.name == "__init__.py" and here == "encoders":
+    if here == "__init__" or (file.name == "__init__.py" and here == "encoders"):
         return
     for name in imports(file) - {here}:
         assert name in LEVEL, f"{name} has no place in the layers"

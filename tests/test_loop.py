@@ -127,7 +127,7 @@ def watched(model: ExitModel) -> list[tuple[int, int, int]]:
     seen: list[tuple[int, int, int]] = []
     inner = model.encoder.layer
 
-    def layer(index, stream):  # noqa: ANN001, ANN202
+    def layer(index, stream):
         seen.append((index, stream.tokens if stream.active is None else len(stream.active), stream.tokens))
         return inner(index, stream)
 
@@ -178,14 +178,14 @@ class SkipsByState(ExitPolicy):
     rewrites: ClassVar[bool] = True
     threshold: float = knob(0.3, low=0.0, high=1.0, off=-1.0)
 
-    def start(self, units, device):  # noqa: ANN001, ANN201
+    def start(self, units, device):
         return {"asked": torch.zeros(units, dtype=torch.long, device=device)}
 
-    def gate(self, before, state):  # noqa: ANN001, ANN201
+    def gate(self, before, state):
         first = before.hidden[before.bounds[:-1], 0]
         return ((first * 10).floor().long() + before.layer) % 3 != 0
 
-    def decide(self, seen, state):  # noqa: ANN001, ANN201
+    def decide(self, seen, state):
         return normalised_entropy(seen.logits) < self.threshold, {"asked": state["asked"] + 1}
 
 
@@ -235,10 +235,10 @@ def test_a_unit_that_skipped_cannot_leave_and_keeps_its_state() -> None:
 
     @dataclass(frozen=True)
     class Leaves(SkipsByState):
-        def gate(self, before, state):  # noqa: ANN001, ANN201
+        def gate(self, before, state):
             return torch.arange(len(before.bounds) - 1) % 2 == before.layer % 2
 
-        def decide(self, seen, state):  # noqa: ANN001, ANN201
+        def decide(self, seen, state):
             asked.append((seen.fresh.tolist(), state["asked"].tolist()))
             return torch.full_like(seen.live, seen.exit == 2), {"asked": state["asked"] + 1}
 
@@ -259,7 +259,7 @@ class WordByWord(ExitPolicy):
     rewrites: ClassVar[bool] = True
     threshold: float = knob(0.5, low=0.0, high=1.0, off=-1.0)
 
-    def decide(self, seen, state):  # noqa: ANN001, ANN201
+    def decide(self, seen, state):
         return normalised_entropy(seen.logits) < self.threshold, state
 
 
@@ -333,7 +333,7 @@ def test_dropping_a_halted_words_keys_would_be_noticed(monkeypatch: pytest.Monke
     right = run(model, rows, settings)
     inner = model.encoder.layer
 
-    def forgetful(index, stream):  # noqa: ANN001, ANN202
+    def forgetful(index, stream):
         if stream.active is not None:
             halted = torch.ones(stream.tokens, dtype=torch.bool).index_fill(0, stream.active, False)
             stream = stream.carrying(stream.hidden.masked_fill(halted[:, None], 0.0))
@@ -358,7 +358,7 @@ def test_words_with_the_policy_off_get_the_plain_models_answer() -> None:
 def broken(method: str, result: object) -> type[ExitPolicy]:
     """A policy one of whose methods returns this, or raises it."""
 
-    def wrong(self, *args):  # noqa: ANN001, ANN002, ANN202
+    def wrong(self, *args):
         if isinstance(result, Exception):
             raise result
         return result(*args) if callable(result) else result

@@ -122,7 +122,7 @@ def swapped(monkeypatch: pytest.MonkeyPatch) -> None:
 def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     right = stream.pack
 
-    def pack(rows):  # noqa: ANN001, ANN202
+    def pack(rows):
         tokens, now = right(rows)
         return stream.Tokens(tokens.ids, tokens.types, tokens.position + 1), stream.replace(
             now, position=now.position.flip(0)
@@ -134,7 +134,7 @@ def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention._runs
 
-    def runs(asking, lengths):  # noqa: ANN001, ANN202
+    def runs(asking, lengths):
         first, *rest = right(asking, lengths)
         if len(rest) == 0:
             return (first,)
@@ -150,7 +150,7 @@ def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
 def window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention.by_runs
 
-    def by_runs(*a, window=None, **k):  # noqa: ANN001, ANN002, ANN003, ANN202
+    def by_runs(*a, window=None, **k):
         return right(*a, window=None if window is None else window + 1, **k)
 
     monkeypatch.setattr(attention, "by_runs", by_runs)
@@ -159,7 +159,7 @@ def window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_padding_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     right = bert.BertEncoder.embed
 
-    def embed(self, tokens):  # noqa: ANN001, ANN202
+    def embed(self, tokens):
         return right(self, stream.Tokens(tokens.ids, tokens.types, tokens.position - 1))
 
     monkeypatch.setattr(bert.BertEncoder, "embed", embed)
@@ -168,7 +168,7 @@ def no_padding_offset(monkeypatch: pytest.MonkeyPatch) -> None:
 def wrong_rotary_angles(monkeypatch: pytest.MonkeyPatch) -> None:
     right = modernbert.ModernBertEncoder.layer
 
-    def layer(self, index, now):  # noqa: ANN001, ANN202
+    def layer(self, index, now):
         return right(self, index, stream.replace(now, position=now.position * 2))
 
     monkeypatch.setattr(modernbert.ModernBertEncoder, "layer", layer)

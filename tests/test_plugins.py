@@ -15,13 +15,13 @@ from exitkit.policy import ExitPolicy
 
 @dataclass(frozen=True)
 class Good(ExitPolicy):
-    def decide(self, seen, state):  # noqa: ANN001, ANN201
+    def decide(self, seen, state):
         return seen.live, state
 
 
 @dataclass
 class NotFrozen(ExitPolicy):
-    def decide(self, seen, state):  # noqa: ANN001, ANN201
+    def decide(self, seen, state):
         return seen.live, state
 
 
@@ -36,7 +36,7 @@ class OfAnotherAge(Good):
 
 def offering(thing: object, name: str = "rule") -> SimpleNamespace:
     @hookimpl
-    def register_policies(register):  # noqa: ANN001, ANN202
+    def register_policies(register):
         register(name, thing)
 
     return SimpleNamespace(register_policies=register_policies)
@@ -44,7 +44,7 @@ def offering(thing: object, name: str = "rule") -> SimpleNamespace:
 
 def misspelt() -> SimpleNamespace:
     @hookimpl
-    def register_policy(register):  # noqa: ANN001, ANN202
+    def register_policy(register):
         register("rule", Good)
 
     return SimpleNamespace(register_policy=register_policy)
@@ -52,7 +52,7 @@ def misspelt() -> SimpleNamespace:
 
 def wrong_argument() -> SimpleNamespace:
     @hookimpl
-    def register_policies(registry):  # noqa: ANN001, ANN202
+    def register_policies(registry):
         registry("rule", Good)
 
     return SimpleNamespace(register_policies=register_policies)

@@ -113,20 +113,20 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(text: str) -> None:
     assert plan.settings["threshold"] == 0.01
 
 
-def leave(decide):  # noqa: ANN001, ANN201
+def leave(decide):
     """A policy class with this `decide`."""
 
     @dataclass(frozen=True)
     class Throwaway(ExitPolicy):
         threshold: float = knob(0.5, low=0.0, high=1.0, off=-1.0)
 
-        def decide(self, seen, state):  # noqa: ANN001, ANN202
+        def decide(self, seen, state):
             return decide(self, seen, state)
 
     return Throwaway
 
 
-def by_entropy(policy, seen):  # noqa: ANN001, ANN201
+def by_entropy(policy, seen):
     return normalised_entropy(seen.logits) < policy.threshold
 
 
@@ -163,7 +163,7 @@ def test_check_policy_catches_a_policy_that(what: str) -> None:
 
 
 def test_an_answer_of_the_policys_own_takes_the_place_of_the_exits() -> None:
-    def decide(p, seen, state):  # noqa: ANN001, ANN202
+    def decide(p, seen, state):
         return Decision(by_entropy(p, seen), answer=-seen.logits), state
 
     plan = schedule("throwaway", leave(decide), {"threshold": 0.9}, SHAPE)

@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.logging import RichHandler
 
-from exitkit.config import Choice, merge
-from exitkit.errors import ExitkitError
+from exitkit.config import Choice, merge, option
+from exitkit.errors import ExitkitError, UsageError
 
 COMMON = "Common"
 POSITIONAL = {"artifact": "DIR", "artifacts": "DIR..."}
@@ -34,6 +34,7 @@ def command(
     show: Show,
     help: str,
     succeeded: Callable[[dict[str, Any]], bool] = lambda result: True,
+    json_needs: str | None = None,
 ) -> None:
     """Add a command whose options are the fields of `model`.
 
@@ -45,6 +46,7 @@ def command(
         show: prints a result for people.
         help: what `--help` says.
         succeeded: whether a result that was printed ends with exit code 0 or 1.
+        json_needs: an option that `--json` cannot do without, because stdout is taken.
     """
 
     def body(**given: Any) -> None:
@@ -52,7 +54,10 @@ def command(
         as_json, debug = given.pop("json"), given.pop("debug")
         flags = {key: value for key, value in given.items() if value not in (None, [])}
         with reporting(as_json, debug) as console:
-            result = run(merge(model, flags, config, assignments))
+            settings = merge(model, flags, config, assignments)
+            if as_json and json_needs is not None and getattr(settings, json_needs) is None:
+                raise UsageError(f"--json needs {option(json_needs)}: stdout carries the summary, not the answers.")
+            result = run(settings)
             if as_json:
                 write_json(result)
             else:

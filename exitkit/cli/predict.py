@@ -22,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
         help="Answer texts, each as early as the policy allows. One JSON line per row, in input order.\n\n"
         "  exitkit predict runs/reviews --input new.csv --output answers.jsonl\n\n"
         "  cat lines.txt | exitkit predict runs/reviews > answers.jsonl",
+        json_needs="output",
     )
 
 

@@ -1,0 +1,125 @@
+"""The folder: a plain checkpoint, no pickles, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+
+import exitkit
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.training import trainer
+
+SETTINGS = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 256, "training": {"save_steps": 2}}
+
+
+def test_the_folder_loads_in_plain_transformers_and_answers_like_the_last_exit(trained: Path) -> None:
+    plain = AutoModelForSequenceClassification.from_pretrained(trained).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    texts = ["the plot was good", "a bad film , and the plot matters"]
+    with torch.inference_mode():
+        theirs = plain(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1).numpy()
+    assert exitkit.load(trained).predict_proba(texts) == pytest.approx(theirs, abs=1e-5)
+    assert plain.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_nothing_in_the_folder_is_a_pickle_and_no_head_is_saved_twice(trained: Path) -> None:
+    names = {file.name for file in trained.iterdir()}
+    assert {"config.json", "model.safetensors", "exits.safetensors", "exitkit.yaml", "metrics.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert all(name.startswith("heads.") for name in load_file(trained / "exits.safetensors"))
+    assert len({name.split(".")[1] for name in load_file(trained / "exits.safetensors")}) == 3
+
+
+FILES = ["config.json", "model.safetensors", "exits.safetensors", "exitkit.yaml", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_an_error_that_names_the_folder(file: str, artifact: Path) -> None:
+    (artifact / file).unlink()
+    with pytest.raises(ExitkitError, match=str(artifact)):
+        exitkit.load(artifact)
+
+
+@pytest.mark.parametrize("file", [*FILES, "policy.yaml"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_an_error_and_not_a_crash(file: str, share: float, artifact: Path) -> None:
+    (artifact / "policy.yaml").write_text(yaml.safe_dump({"default": "entropy", "policies": {"entropy": {}}}))
+    whole = (artifact / file).read_bytes()
+    (artifact / file).write_bytes(whole[: int(share * len(whole))])
+    try:
+        exitkit.load(artifact)
+    except ExitkitError as error:
+        assert str(artifact) in str(error)  # noqa: PT017  # some cuts of a text file still are whole
+
+
+def test_weights_that_are_not_numbers_are_refused(artifact: Path) -> None:
+    weights = load_file(artifact / "exits.safetensors")
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, artifact / "exits.safetensors")
+    with pytest.raises(ExitkitError, match="NaN"):
+        exitkit.load(artifact)
+
+
+def test_nan_in_the_encoder_is_an_error_and_never_an_answer(artifact: Path) -> None:
+    weights = load_file(artifact / "model.safetensors")
+    weights["classifier.weight"].fill_(float("nan"))
+    save_file(weights, artifact / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExitkitError, match="NaN"):
+        exitkit.load(artifact).predict(["a film"])
+
+
+def test_a_model_with_pickled_weights_only_is_refused_with_the_way_to_convert_it(encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(encoder, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="save_pretrained"):
+        exitkit.train(model=str(folder), output=tmp_path / "out", **SETTINGS)
+
+
+def test_training_is_repeatable_from_a_seed(encoder: Path, tmp_path: Path) -> None:
+    weights = []
+    for name in ("one", "two"):
+        exitkit.train(model=str(encoder), output=tmp_path / name, **SETTINGS)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+class Interrupted(Exception):
+    """Somebody pulled the plug."""
+
+
+def test_an_interrupted_run_leaves_no_model_and_resumes_to_the_same_weights(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    exitkit.train(model=str(encoder), output=whole, **SETTINGS)
+
+    class PullsThePlug(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise Interrupted
+
+    right = trainer.ShowProgress
+    monkeypatch.setattr(trainer, "ShowProgress", lambda advance: PullsThePlug())
+    with pytest.raises(Interrupted):
+        exitkit.train(model=str(encoder), output=broken, **SETTINGS)
+    assert not broken.exists()
+    assert (tmp_path / "broken.partial").is_dir()
+    with pytest.raises(UsageError, match="training was not finished"):
+        exitkit.load(tmp_path / "broken.partial")
+    monkeypatch.setattr(trainer, "ShowProgress", right)
+    with pytest.raises(UsageError, match="--resume"):
+        exitkit.train(model=str(encoder), output=broken, **SETTINGS)
+    exitkit.train(model=str(encoder), output=broken, resume=True, **SETTINGS)
+    assert not (tmp_path / "broken.partial").exists()
+    for file in ("model.safetensors", "exits.safetensors"):
+        one, two = load_file(whole / file), load_file(broken / file)
+        assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one), file
+    assert json.loads((broken / "metrics.json").read_text())["exits"]
