@@ -1,4 +1,4 @@
-"""For authors of policies: `check_policy(Margin)` tests the whole contract; `evidence(...)` builds what `decide` sees."""
+"""For authors of policies: `check_policy(Margin)` tests the contract, `evidence(...)` builds what `decide` sees."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0) -> ExitModel:
             for parameter in module.parameters(recurse=False):
                 if not isinstance(module, torch.nn.LayerNorm):
                     parameter.normal_(std=1.0 if isinstance(module, torch.nn.Embedding) else 0.3)
-        for head in model.heads:
-            for linear in (head.dense, head.out):
-                linear.weight.mul_(2.0)
+        for name, parameter in model.heads.named_parameters():
+            if name.endswith("weight"):
+                parameter.mul_(2.0)
     return model
 
 

@@ -211,8 +211,8 @@ def test_speedups_are_written_in_three_ways(target: str) -> None:
 
 def test_benchmark_reports_runs_baselines_and_environment(artifact: Path) -> None:
     result = run(
-        "benchmark", artifact, "--policy", "entropy", "--policy", "patience", "--speedups", "1x,1.5x", "--currency", "layers",
-        "--batch-size", "1,32", "--set", "rounds=1", "--set", "max_rows=96",
+        "benchmark", artifact, "--policy", "entropy", "--policy", "patience", "--speedups", "1x,1.5x",
+        "--currency", "layers", "--batch-size", "1,32", "--set", "rounds=1", "--set", "max_rows=96",
     )  # fmt: skip
     assert {"runs", "baselines", "environment"} <= result.keys()
     assert {(one["policy"], one["target"], one["batch_size"]) for one in result["runs"]} == {

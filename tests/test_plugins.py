@@ -89,7 +89,7 @@ def test_a_plugin_is_shown_with_the_reason_and_others_work_when_it(what: str) ->
     assert "\n" not in bad.error
     assert good.error is None
     assert registry.policy("fine") is Good
-    with pytest.raises(UsageError, match="Plugins that failed to load: 'bad' of bad-package 1.0"):
+    with pytest.raises(UsageError, match=r"Plugins that failed to load: 'bad' of bad-package 1\.0"):
         registry.policy("rule")
 
 
