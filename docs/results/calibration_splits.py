@@ -3,7 +3,7 @@
 Calibrates entropy on one half of SPLIT and replays the setting on the other, for ten seeds; beside it, what the rows
 that `train` set aside give. Replays only: nothing here is timed.
 
-    python docs/results/calibration_splits.py ARTIFACT DATA SPLIT
+Usage: python docs/results/calibration_splits.py ARTIFACT DATA SPLIT
 """
 
 import json

@@ -3,7 +3,7 @@
 Runs both in turn over a split, with a stopwatch around each part. `ideal` is what the layers would take if time were
 proportional to tokens.
 
-    python docs/results/overhead.py ARTIFACT DATA SPLIT THRESHOLD BATCH_SIZE
+Usage: python docs/results/overhead.py ARTIFACT DATA SPLIT THRESHOLD BATCH_SIZE
 """
 
 import json

@@ -3,7 +3,7 @@
 Both take the same unsorted batches of 32 in the same number format, forward and backward, in turn. The stock model has
 one head; ours has one at every layer and its losses.
 
-    python docs/results/training_speed.py MODEL DATA_FOLDER
+Usage: python docs/results/training_speed.py MODEL DATA_FOLDER
 """
 
 import json
