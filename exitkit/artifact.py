@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ CARD = "exitkit.yaml"
 EXITS = "exits.safetensors"
 POLICY = "policy.yaml"
 METRICS = "metrics.json"
+ENTRY = {"chosen", "frontier", "currency", "batch_size", "precision", "threads", "calibration"}
 
 log = logging.getLogger("exitkit")
 
@@ -148,6 +150,8 @@ def read_card(folder: Path) -> Card:
         raise ExitkitError(f"{file} has format {loaded.get('format')!r}; this exitkit reads format {FORMAT}.")
     try:
         card = Card(**{key: value for key, value in loaded.items() if key != "format"})
+        if "columns" not in card.data or "hash" not in card.calibration:
+            raise TypeError("it ends too early")
         return Card(**{**vars(card), "labels": tuple(card.labels), "exits": tuple(card.exits)})
     except TypeError as error:
         raise ExitkitError(f"{file} is damaged: {error}.") from None
@@ -159,8 +163,13 @@ def read_policies(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     loaded = _yaml(file)
-    if not isinstance(loaded.get("policies"), dict) or loaded.get("default") not in loaded["policies"]:
-        raise ExitkitError(f"{file} is damaged; calibrate again.")
+    policies = loaded.get("policies")
+    whole = isinstance(policies, dict) and all(
+        isinstance(entry, dict) and entry.keys() >= ENTRY and entry["calibration"] and "hash" in entry["calibration"]
+        for entry in policies.values()
+    )
+    if not isinstance(policies, dict) or not whole or loaded.get("default") not in policies:
+        raise ExitkitError(f"{file} is damaged; remove it and calibrate again.")
     return loaded
 
 
@@ -171,12 +180,14 @@ def is_artifact(folder: Path) -> bool:
 
 def publish(partial: Path, folder: Path) -> None:
     """Give a complete folder its final name; an older one of that name is removed once the new one stands."""
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    # A name that nobody has: a folder beside ours, `model.old` say, is somebody's.
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    os.replace(folder, aside / folder.name)
     os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _load_exits(file: Path, model: ExitModel) -> None:
@@ -197,7 +208,7 @@ def _load_exits(file: Path, model: ExitModel) -> None:
 def _yaml(file: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date like 2024-13-45 is a plain ValueError
         raise ExitkitError(f"{file} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ExitkitError(f"{file} is damaged: it does not hold a mapping.")

@@ -47,8 +47,8 @@ def _exits(value: Any) -> Any:
     if value in (None, "all"):
         return None
     try:
-        layers = [int(part) for part in _numbers(value)]
-    except ValueError:
+        layers = [int(str(part)) for part in _numbers(value)]  # by way of str: neither 2.5 nor true is a layer
+    except (TypeError, ValueError):
         raise ValueError(f"'{value}' is neither 'all' nor a list of layers like 2,4,6") from None
     if not layers:
         raise ValueError("an empty list of exits; write 'all' or layers like 2,4,6")
@@ -290,7 +290,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date like 2024-13-45 is a plain ValueError
         raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
     if loaded is None:
         return {}
@@ -309,7 +309,7 @@ def _assign(model: type[BaseModel], merged: dict[str, Any], assignment: str) -> 
         raise UsageError("--set: " + one_of("setting", keys[0], model.model_fields))
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"--set {assignment!r}: {' '.join(str(error).split())}") from None
     here = merged
     for key in keys[:-1]:

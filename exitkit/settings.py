@@ -122,7 +122,7 @@ def _number(where: str, knob: Knob, value: Any) -> Any:
             raise UsageError(f"{where}: {value!r} is not {wanted}{_or_off(knob)}.") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         raise UsageError(f"{where}: {value!r} is not {wanted}{_or_off(knob)}.")
-    if knob.kind is int and value != int(value):
+    if knob.kind is int and not float(value).is_integer():
         raise UsageError(f"{where}: {value!r} is not {wanted}.")
     return knob.kind(value)
 

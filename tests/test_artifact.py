@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 import exitkit
+from exitkit.artifact import ENTRY
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.training import trainer
 
@@ -50,7 +51,8 @@ def test_a_missing_file_is_an_error_that_names_the_folder(file: str, artifact: P
 @pytest.mark.parametrize("file", [*FILES, "policy.yaml"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_an_error_and_not_a_crash(file: str, share: float, artifact: Path) -> None:
-    (artifact / "policy.yaml").write_text(yaml.safe_dump({"default": "entropy", "policies": {"entropy": {}}}))
+    entry = dict.fromkeys(ENTRY, 1) | {"calibration": {"source": "demo:reviews", "hash": "0"}}
+    (artifact / "policy.yaml").write_text(yaml.safe_dump({"default": "entropy", "policies": {"entropy": entry}}))
     whole = (artifact / file).read_bytes()
     (artifact / file).write_bytes(whole[: int(share * len(whole))])
     try:

@@ -256,7 +256,10 @@ def _must_be_other_rows(model: Artifact, calibration: Mapping[str, Any], rows: R
 
 def _refuse_same(chosen: Rows, rows: Rows) -> None:
     calibrated, scored = _texts(chosen), _texts(rows)
-    if len(calibrated & scored) > SAME_ROWS * min(len(calibrated), len(scored)):
+    both = len(calibrated & scored)
+    if 0 < both <= SAME_ROWS * min(len(calibrated), len(scored)):
+        log.warning("%d of the %d texts to score are among the calibration rows too", both, len(scored))
+    elif both:
         raise UsageError(
             f"the rows to score (split '{rows.origin.split}' of {rows.origin.source}) are among those that chose the "
             "settings, so their score would flatter. Score other rows with --data/--split, or calibrate on others "

@@ -161,7 +161,7 @@ def _confirm(
     else:
         live, found = confirm(study, name, found, currency, target)
         feasible = live.speedup[currency] >= REACHED * target
-    improved = search.better(found, live.candidate, currency)
+    improved = search.better(found, replace(live.candidate, speedup=live.speedup), currency)
     result: dict[str, Any] = {
         "artifact": str(study.model.folder),
         "policy": name,

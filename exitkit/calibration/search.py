@@ -109,8 +109,11 @@ def fastest_within(found: Sequence[Candidate], currency: str, full_score: float,
 
 def better(found: Sequence[Candidate], chosen: Candidate, currency: str) -> Candidate | None:
     """The fastest setting that is faster than the chosen one and scores at least as much; None if there is none."""
+    enough = chosen.speedup[currency] * WINDOW[1]
     faster = [
-        c for c in found if c.speedup[currency] > chosen.speedup[currency] * WINDOW[1] and c.score >= chosen.score
+        c
+        for c in found
+        if c.speedup[currency] > enough and c.score >= chosen.score and not torch.equal(c.taken, chosen.taken)
     ]
     return max(faster, key=lambda c: c.speedup[currency], default=None)
 

@@ -155,8 +155,8 @@ def stored_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
     """
     stored = model.policies.get("policies", {})
     if choice is None or not choice.name:
-        if choice is not None and choice.options and "default" in model.policies:
-            choice = Choice(name=[model.policies["default"]], **choice.options)
+        if choice is not None and choice.options:
+            choice = Choice(name=[model.policies.get("default", "entropy")], **choice.options)
         elif not stored:
             if speedup is not None:
                 raise UsageError(
@@ -212,7 +212,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         pair_column=settings.pair_column,
         expects_pair=bool(model.card.data["columns"].get("text_pair")),
     )
-    skipped: list[dict[str, Any]] = []
+    skipped = Skipped()
     rows = 0
     histogram = [0] * model.model.shape.exits
     good = _good_lines(lines, settings, skipped)
@@ -228,16 +228,28 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         "policy": plan.name,
         "settings": plan.settings,
         "rows": rows,
-        "skipped": len(skipped),
-        "skipped_lines": skipped[:MOST_NAMED],
+        "skipped": skipped.count,
+        "skipped_lines": skipped.named,
         "exit_histogram": histogram,
         "output": None if settings.output is None else str(settings.output),
     }
 
 
-def _good_lines(
-    lines: Iterable[Line | BadLine], settings: PredictConfig, skipped: list[dict[str, Any]]
-) -> Iterator[Line]:
+class Skipped:
+    """Lines left out: all counted, the first named."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.named: list[dict[str, Any]] = []
+
+    def add(self, line: BadLine) -> None:
+        """One more."""
+        self.count += 1
+        if self.count <= MOST_NAMED:
+            self.named.append({"line": line.number, "reason": line.reason})
+
+
+def _good_lines(lines: Iterable[Line | BadLine], settings: PredictConfig, skipped: Skipped) -> Iterator[Line]:
     """Lines that can be answered; the first bad one ends the run, or bad ones are left out and named."""
     where = "stdin" if settings.input == "-" else settings.input
     pending: ExitkitError | None = None
@@ -246,8 +258,7 @@ def _good_lines(
             yield line
         elif settings.on_error == "skip":
             log.warning("%s, line %d: %s; skipped", where, line.number, line.reason)
-            skipped.append({"line": line.number, "reason": line.reason})
-            del skipped[MOST_NAMED:-1]
+            skipped.add(line)
         else:
             pending = ExitkitError(
                 f"{where}, line {line.number}: {line.reason}. Mend the line, or leave such lines out with "
