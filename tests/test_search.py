@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
+from exitkit import artifact
+from exitkit.calibration.calibrate import confirm
 from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime
 from exitkit.calibration.search import Candidate, better, candidates, fastest_within, frontier, pick, settle
+from exitkit.calibration.study import Study
 from exitkit.cost import ReplayCost, prices, speedups
+from exitkit.data.sources import read
 from exitkit.loop import run
-from exitkit.plugins import installed
-from exitkit.policy import normalised_entropy
+from exitkit.plugins import Plugin, installed
+from exitkit.policy import Evidence, ExitPolicy, Passage, State, knob, normalised_entropy
+from exitkit.prediction.predictor import Predictor
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, schedule
 from exitkit.testing import SHAPE, recording, scripted, tiny_batch, tiny_model
@@ -116,3 +125,32 @@ def test_predicted_time_adds_up_the_parts_of_every_batch() -> None:
     assert clock.seconds(nobody) == pytest.approx(clock.full + 2 * 5 * 0.5)
     at_once = Outcome(answers.logits[0], torch.full((8,), 1))
     assert clock.seconds(at_once) == pytest.approx(2 * (1 + 6 + 0.5))
+
+
+@dataclass(frozen=True)
+class SkipsSome(ExitPolicy):
+    """Skips the second layer for sequences of even length; exits by entropy."""
+
+    rewrites: ClassVar[bool] = True
+    threshold: float = knob(0.1, low=0.0, high=1.0, off=-1.0)
+
+    def gate(self, before: Passage, state: State) -> torch.Tensor:
+        return (before.bounds.diff() % 2 == 1) | (before.layer != 2)
+
+    def decide(self, seen: Evidence, state: State) -> tuple[torch.Tensor, State]:
+        return normalised_entropy(seen.logits) < self.threshold, state
+
+
+def test_a_policy_that_rewrites_later_states_is_calibrated_by_running_it(trained: Path) -> None:
+    registry = installed()
+    registry.add("policy", "skips", SkipsSome, Plugin("test", "test", "test", "0"))
+    model = artifact.read(trained, registry)
+    study = Study(model, registry, read("demo:reviews", "validation[:96]"), "accuracy", 32)
+    found = study.candidates("skips", {}, "layers")
+    live, _ = confirm(study, "skips", found, "layers", 1.5)
+    assert live.speedup["layers"] == pytest.approx(live.candidate.speedup["layers"])
+    assert live.speedup["layers"] >= 1.45
+    assert int(live.trace.layers.max()) == 4
+    assert bool((live.trace.layers < live.trace.exit).any()), "somebody skipped a layer below its exit"
+    answers = Predictor(model, registry).predict(["a good film"], policy="skips")
+    assert answers[0].keys() == {"label", "score", "exit", "layers"}
