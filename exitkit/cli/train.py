@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,8 @@ def run(settings: TrainConfig) -> dict[str, Any]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """A row per exit."""
-    table = Table(title=f"{result['metric']} on {result['split']} ({result['rows']} rows)", title_justify="left")
+    console.print(f"{result['metric']} on {result['split']}, {result['rows']} rows", highlight=False)
+    table = Table(box=SIMPLE)
     for column in ("exit", "layer", "score"):
         table.add_column(column, justify="right")
     for exit in result["exits"]:
