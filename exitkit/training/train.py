@@ -86,7 +86,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         "task": model.task,
         "recipe": recipe_name,
         "metric": metric,
-        "split": data.evaluation.origin.split + (" (set aside)" if data.evaluation is data.calibration else ""),
+        "split": data.evaluation.origin.split + (" (set aside)" if data.evaluation.origin.indices else ""),
         "rows": len(data.evaluation),
         "pooling": model.pooling,
         "exits": score_exits(model, tokenizer, data.evaluation, max_length, metric, device),
