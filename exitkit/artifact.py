@@ -81,7 +81,8 @@ def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, ca
         model.stock.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     exits = {f"heads.{name}": value for name, value in model.heads.state_dict().items()}
-    exits |= {f"probe/{name}": value for name, value in model.probes.state_dict().items()}
+    for policy, probe in model.probes.items():
+        exits |= {f"probe/{policy}/{name}": value for name, value in probe.state_dict().items()}
     save_file({name: value.contiguous() for name, value in exits.items()}, folder / EXITS)
     plain = {"format": FORMAT, **vars(card), "labels": list(card.labels), "exits": list(card.exits)}
     write_text(folder / CARD, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
@@ -131,7 +132,7 @@ def read(
             "The folder is damaged; train it again or restore the file."
         )
     model = ExitModel(stock, encoder, card.exits, card.pooling)  # type: ignore[arg-type]  # checked by read_card
-    _load_exits(folder / EXITS, model)
+    _load_exits(folder / EXITS, model, registry)
     model = model.to(device=device, dtype=dtype).eval()
     return Artifact(folder, model, tokenizer, card, read_policies(folder))
 
@@ -190,14 +191,25 @@ def publish(partial: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load_exits(file: Path, model: ExitModel) -> None:
+def _load_exits(file: Path, model: ExitModel, registry: Registry) -> None:
     if not file.exists():
         raise ExitkitError(f"{file} is missing: the folder holds a plain model without its exits.")
     with _told(file):
         saved = load_file(file)
     heads = {name.removeprefix("heads."): value for name, value in saved.items() if name.startswith("heads.")}
+    probes: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in saved.items():
+        if name.startswith("probe/"):
+            _, policy, parameter = name.split("/", 2)
+            probes.setdefault(policy, {})[parameter] = value
     try:
         model.heads.load_state_dict(heads)
+        for policy, weights in probes.items():
+            probe = registry.policy(policy).probe(model.shape)
+            if probe is None:
+                raise ExitkitError(f"{file} holds a probe of policy '{policy}', and this '{policy}' has none.")
+            probe.load_state_dict(weights)
+            model.probes[policy] = probe
     except RuntimeError as error:
         raise ExitkitError(f"{file} does not fit {CARD}: {' '.join(str(error).split())}") from None
     bad = [name for name, value in saved.items() if not torch.isfinite(value).all()]

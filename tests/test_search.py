@@ -12,14 +12,16 @@ import torch
 
 from exitkit import artifact
 from exitkit.calibration.calibrate import confirm
-from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime
+from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime, embedded
 from exitkit.calibration.search import Candidate, better, candidates, fastest_within, frontier, pick, settle
 from exitkit.calibration.study import Study
 from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import read
+from exitkit.errors import UsageError
 from exitkit.loop import run
+from exitkit.measure import on_device
 from exitkit.plugins import Plugin, installed
-from exitkit.policy import Evidence, ExitPolicy, Passage, State, knob, normalised_entropy
+from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy
 from exitkit.prediction.predictor import Predictor
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, schedule
@@ -154,3 +156,40 @@ def test_a_policy_that_rewrites_later_states_is_calibrated_by_running_it(trained
     assert bool((live.trace.layers < live.trace.exit).any()), "somebody skipped a layer below its exit"
     answers = Predictor(model, registry).predict(["a good film"], policy="skips")
     assert answers[0].keys() == {"label", "score", "exit", "layers"}
+
+
+@dataclass(frozen=True)
+class Probed(ExitPolicy):
+    """Leaves when its own probe says so."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"logits", "probe"})
+    threshold: float = knob(0.5, low=0.0, high=1.0, off=-1.0)
+
+    @classmethod
+    def probe(cls, shape: Shape) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(shape.width, 1), torch.nn.Sigmoid())
+
+    def decide(self, seen: Evidence, state: State) -> tuple[torch.Tensor, State]:
+        assert seen.probe is not None
+        return seen.probe[:, 0] < self.threshold, state
+
+
+def test_a_policys_probe_is_saved_with_the_model_and_decides(trained: Path, tmp_path: Path) -> None:
+    registry = installed()
+    registry.add("policy", "probed", Probed, Plugin("test", "test", "test", "0"))
+    model = artifact.read(trained, registry)
+    model.model.probes["probed"] = Probed.probe(model.model.shape)
+    rows = on_device(read("demo:reviews", "validation[:40]"), model, 40)[0]
+    with torch.no_grad():  # half of the rows leave at the first exit
+        stream = embedded(model.model, rows)
+        features, _ = model.model.read(1, stream.carrying(model.model.encoder.layer(0, stream)))
+        linear = model.model.probes["probed"][0]
+        linear.bias.sub_(linear(features).median())
+    artifact.write(tmp_path, model.model, model.tokenizer, model.card)
+    again = artifact.read(tmp_path, registry)
+    plan = schedule("probed", Probed, {}, again.model.shape)
+    before, after = run(model.model.eval(), rows, plan), run(again.model, rows, plan)
+    assert torch.equal(before.exit, after.exit)
+    assert 15 <= int((after.exit == 1).sum()) <= 25
+    with pytest.raises(UsageError, match="unknown policy 'probed'"):
+        artifact.read(tmp_path, installed())
