@@ -12,17 +12,19 @@ from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
 def decide(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> tuple[Decision, State]:
     """Ask a policy who leaves, and check its answer. Both forms of answer come back as a Decision."""
     try:
-        decision, new_state = policy.decide(seen, state)
+        decision, new_state = policy.decide(seen, dict(state))  # a copy, so that keys added in place are seen
     except Exception as error:
         raise _broken(name, f"decide failed at exit {seen.exit}: {type(error).__name__}: {error}") from error
     if isinstance(decision, Tensor):
         decision = Decision(decision)
+    if not isinstance(decision, Decision):
+        raise _broken(name, f"decide must give a tensor or a Decision first, not {type(decision).__name__}.")
     units, labels = seen.logits.shape
     _must_be(name, "decide's leave", decision.leave, (units,), torch.bool)
     if decision.answer is not None:
         _must_be(name, "decide's answer", decision.answer, (units, labels), None)
-    if new_state is not state:
-        _same_rows(name, new_state, state)
+    _must_be_state(name, "decide", new_state)
+    _same_rows(name, new_state, state)
     return decision, new_state
 
 
@@ -54,6 +56,7 @@ def start(name: str, policy: ExitPolicy, units: int, device: torch.device) -> St
         state = policy.start(units, device)
     except Exception as error:
         raise _broken(name, f"start failed: {type(error).__name__}: {error}") from error
+    _must_be_state(name, "start", state)
     for key, rows in state.items():
         if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.shape[0] != units:
             raise _broken(name, f"state '{key}' must be a tensor with {units} rows, one per unit.")
@@ -68,6 +71,11 @@ def _same_rows(name: str, new: State, old: State) -> None:
         if not isinstance(after, Tensor) or after.shape != before.shape or after.dtype != before.dtype:
             got = f"{list(after.shape)} {after.dtype}" if isinstance(after, Tensor) else type(after).__name__
             raise _broken(name, f"state '{key}' was {list(before.shape)} {before.dtype} and came back as {got}.")
+
+
+def _must_be_state(name: str, method: str, got: object) -> None:
+    if not isinstance(got, dict):
+        raise _broken(name, f"the state that {method} gives must be a dict of tensors, not {type(got).__name__}.")
 
 
 def _must_be(name: str, what: str, got: object, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:

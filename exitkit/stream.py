@@ -45,6 +45,7 @@ class Stream:
     skipped: Tensor  # [S] layers that the sequence did not run
     active: Tensor | None  # [Q] ascending rows of the tokens that still compute; None = all of them
     asking: tuple[int, ...]  # [S] active tokens of each sequence, on the host
+    whole: bool  # units are sequences, not words
 
     @property
     def tokens(self) -> int:
@@ -108,6 +109,7 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
         skipped=torch.zeros_like(rows),
         active=None,
         asking=tuple(lengths),
+        whole=words is None,
         **units,
     )
     types = batch.get("token_type_ids")
@@ -186,6 +188,7 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
         skipped=stream.skipped[kept],
         active=active,
         asking=tuple(asking),
+        whole=stream.whole,
     )
     return Selection(part, tokens, units)
 
@@ -199,7 +202,7 @@ def halt(stream: Stream, live: Tensor) -> tuple[Stream, Tensor | None] | None:
     Returns:
         The stream that goes on and the rows of the units in it (None = all of them), or None when nobody is left.
     """
-    if stream.units == stream.sequences:  # nobody can be half answered
+    if stream.whole:  # nobody can be half answered; as many words as sentences would not say so
         keep = live.tolist()
         if not any(keep):
             return None

@@ -163,15 +163,22 @@ def _check_forms(plan: Schedule) -> None:
 
 
 def _check_purity(plan: Schedule) -> None:
-    for seen, state, decision, after in _walk(plan, scripted()):
-        kept = seen.logits.clone(), {key: rows.clone() for key, rows in state.items()}
-        again, after_again = contract.decide(plan.name, plan.steps[seen.exit - 1], seen, state)
+    """Copies are taken before the first call: a policy that overwrites with the same value twice must be seen too."""
+    logits = scripted()
+    state = contract.start(plan.name, plan.first, logits.shape[1], logits.device)
+    for exit in range(1, logits.shape[0]):
+        seen = evidence(logits[exit - 1].clone(), exit, logits.shape[0])
+        kept = {key: rows.clone() for key, rows in state.items()}
+        step = plan.steps[exit - 1]
+        decision, after = contract.decide(plan.name, step, seen, state)
+        assert torch.equal(seen.logits, logits[exit - 1]), f"{plan.name}: decide changes the evidence"
+        assert all(torch.equal(state[key], kept[key]) for key in kept), f"{plan.name}: decide changes its state"
+        again, after_again = contract.decide(plan.name, step, seen, state)
         assert torch.equal(again.leave, decision.leave), f"{plan.name}: the same evidence gives another decision"
         assert all(torch.equal(after[key], after_again[key]) for key in after), (
             f"{plan.name}: the same evidence gives another state"
         )
-        assert torch.equal(seen.logits, kept[0]), f"{plan.name}: decide changes the evidence"
-        assert all(torch.equal(state[key], kept[1][key]) for key in state), f"{plan.name}: decide changes its state"
+        state = after
 
 
 def _check_batch_mates(plan: Schedule) -> None:

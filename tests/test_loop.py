@@ -80,6 +80,30 @@ def test_a_sentence_goes_on_while_one_of_its_words_has_no_answer() -> None:
     assert halt(stream, torch.zeros(5, dtype=torch.bool)) is None
 
 
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_a_sentence_without_words_changes_nothing_for_the_words_of_another(leaver: int) -> None:
+    """As many words as sentences must not be taken for one word each."""
+
+    @dataclass(frozen=True)
+    class OneWord(ExitPolicy):
+        rewrites: ClassVar[bool] = True
+
+        def decide(self, seen, state):
+            return (seen.position == leaver) & (seen.exit == 1), state
+
+    model = with_exits(stock("bert", tags=True))
+    rows = {
+        "input_ids": torch.tensor([[5, 6, 7, 8], [5, 8, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "words": torch.tensor([[-1, 0, 1, -1], [-1, -1, -1, -1]]),
+    }
+    settings = throwaway(OneWord, model)
+    both, alone = run(model, rows, settings), run(model, cut(rows, [0]), settings)
+    assert both.exit.tolist() == alone.exit.tolist() == [1 if word == leaver else 4 for word in (0, 1)]
+    assert torch.allclose(both.logits, alone.logits, atol=1e-6)
+    assert both.work.queries[1:] == alone.work.queries[1:] == (3, 3, 3)
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +399,10 @@ def broken(method: str, result: object) -> type[ExitPolicy]:
         ("decide", lambda seen, state: (seen.logits[:, 0], state), "leave must be a tensor"),
         ("decide", lambda seen, state: (seen.live, {"new": seen.live}), "start fixes its keys"),
         ("start", lambda units, device: {"count": torch.zeros(units + 1)}, "must be a tensor with 24 rows"),
+        ("decide", lambda seen, state: (state.setdefault("new", seen.live) & False, state), "start fixes its keys"),
+        ("decide", lambda seen, state: (seen.live & False, None), "state that decide gives must be a dict"),
+        ("decide", lambda seen, state: ([True] * len(seen.live), state), "must give a tensor or a Decision"),
+        ("start", lambda units, device: None, "state that start gives must be a dict"),
         ("start", KeyError("x"), "start failed"),
         ("gate", lambda before, state: torch.ones(3, dtype=torch.bool), "gate's answer must be a tensor"),
         ("gate", RuntimeError("no"), "gate failed before layer 1"),

@@ -138,7 +138,11 @@ BROKEN = {
     "gives numbers": (lambda p, seen, state: (normalised_entropy(seen.logits), state), "must be a tensor"),
     "changes the evidence": (
         lambda p, seen, state: (by_entropy(p, replace(seen, logits=seen.logits.mul_(1.5))), state),
-        "the same evidence gives another decision",
+        "decide changes the evidence",
+    ),
+    "overwrites the evidence with the same values each time": (
+        lambda p, seen, state: (by_entropy(p, replace(seen, logits=seen.logits.clamp_(max=1.0))), state),
+        "decide changes the evidence",
     ),
     "turns the wrong way": (
         lambda p, seen, state: ((normalised_entropy(seen.logits) > p.threshold) & (p.threshold >= 0), state),
@@ -153,6 +157,32 @@ BROKEN = {
         "start fixes its keys",
     ),
 }
+
+
+def test_check_policy_catches_a_policy_that_overwrites_its_state_with_the_same_values_each_time() -> None:
+    @dataclass(frozen=True)
+    class Overwrites(ExitPolicy):
+        threshold: float = knob(0.5, low=0.0, high=1.0, off=-1.0)
+
+        def start(self, units, device):
+            return {"last": torch.zeros(units)}
+
+        def decide(self, seen, state):
+            state["last"].copy_(normalised_entropy(seen.logits))
+            return state["last"] < self.threshold, state
+
+    with pytest.raises(AssertionError, match="decide changes its state"):
+        check_policy(Overwrites)
+
+
+def remembers(p, seen, state):
+    state["last"] = normalised_entropy(seen.logits)
+    return state["last"] < p.threshold, state
+
+
+def test_check_policy_catches_a_policy_that_adds_to_the_state_it_was_given() -> None:
+    with pytest.raises(PluginError, match="start fixes its keys"):
+        check_policy(leave(remembers))
 
 
 @pytest.mark.parametrize("what", BROKEN)
