@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exitkit.policy import Shape as Shape
     from exitkit.policy import State as State
     from exitkit.policy import knob as knob
+    from exitkit.policy import label_entropy as label_entropy
     from exitkit.policy import normalised_entropy as normalised_entropy
     from exitkit.prediction.predictor import load as load
     from exitkit.training.train import train as train
@@ -39,6 +40,7 @@ _HOMES = {
         "Shape",
         "State",
         "knob",
+        "label_entropy",
         "normalised_entropy",
     ],
     "exitkit.prediction.predictor": ["load"],

@@ -37,6 +37,7 @@ from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
+from exitkit.tasks import Task, task
 
 FORMAT = 1
 CARD = "exitkit.yaml"
@@ -61,6 +62,7 @@ class Card:
     metric: str
     data: dict[str, Any]  # Origin of the training rows
     calibration: dict[str, Any]  # Origin of the calibration rows, their number and content hash
+    scale: float = 1.0  # in regression, the standard deviation of the training labels
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -73,6 +75,11 @@ class Artifact:
     tokenizer: PreTrainedTokenizerBase
     card: Card
     policies: dict[str, Any]  # policy.yaml; empty before calibrate
+
+    @property
+    def task(self) -> Task:
+        """What the model was trained for."""
+        return task(self.card.task, self.card.labels)
 
 
 def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
@@ -131,7 +138,7 @@ def read(
             f"{folder / 'model.safetensors'} lacks weights ({sorted(report['missing_keys'])[0]}, …). "
             "The folder is damaged; train it again or restore the file."
         )
-    model = ExitModel(stock, encoder, card.exits, card.pooling)  # type: ignore[arg-type]  # checked by read_card
+    model = ExitModel(stock, encoder, card.exits, card.pooling, card.scale)  # type: ignore[arg-type]  # checked by read_card
     _load_exits(folder / EXITS, model, registry)
     model = model.to(device=device, dtype=dtype).eval()
     return Artifact(folder, model, tokenizer, card, read_policies(folder))

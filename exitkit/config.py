@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from exitkit.errors import UsageError, one_of
 
 Currency = Literal["layers", "flops", "time"]
-METRICS = ("accuracy", "f1_macro", "f1:LABEL", "mcc", "agreement")
+METRICS = ("accuracy", "f1_macro", "f1_micro", "f1:LABEL", "mcc", "pearson", "spearman", "agreement")
+TASKS = Literal["classification", "regression", "multi-label"]
 
 
 def _speedup(value: Any) -> Any:
@@ -62,6 +63,16 @@ def _metric(value: Any) -> Any:
     raise ValueError(one_of("metric", str(value), METRICS))
 
 
+def _class_weights(value: Any) -> Any:
+    if value in (None, "none"):
+        return None
+    if isinstance(value, Mapping):
+        return {str(label): weight for label, weight in value.items()}
+    if value != "balanced":
+        raise ValueError(f"'{value}' is neither 'balanced' nor a mapping of labels to weights")
+    return value
+
+
 def _named(value: Any) -> Any:
     """`entropy` and `[entropy, patience]` are short for a mapping with a `name`."""
     return {"name": value} if isinstance(value, str | list | tuple) else value
@@ -73,6 +84,9 @@ Names = Annotated[list[str], BeforeValidator(_list)]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_numbers)]
 Exits = Annotated[list[int] | None, BeforeValidator(_exits)]
 Metric = Annotated[str | None, BeforeValidator(_metric)]
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None, BeforeValidator(_class_weights)
+]
 
 
 class Choice(BaseModel):
@@ -133,7 +147,14 @@ class TrainConfig(Common, DataColumns):
     ] = None
     output: Annotated[Path | None, flag("Folder to save the trained model in.", short="-o")] = None
     recipe: Annotated[Chosen, flag("How exits are trained (see 'exitkit recipes').")] = Choice(name=["joint"])
-    task: Annotated[Literal["classification"] | None, flag("What is predicted (default: from the labels).")] = None
+    task: Annotated[
+        TASKS | None,
+        flag("What is predicted (default: floats mean regression, lists multi-label, else classification)."),
+    ] = None
+    class_weights: Annotated[
+        ClassWeights,
+        flag("Weigh classes in the loss: balanced (rare ones more), or in a file a mapping of labels to weights."),
+    ] = None
     epochs: Annotated[float, Field(gt=0), flag("Epochs of every phase.")] = 3
     exits: Annotated[Exits, flag("Layers that get an exit: all, or a list like 2,4,6.")] = None
     pooling: Annotated[str, flag("What exits before the last read: auto, cls, mean, or mix (both). auto is mean.")] = (
@@ -160,7 +181,9 @@ class CalibrateConfig(Common, DataColumns):
     max_drop: Annotated[
         float | None, Field(ge=0, lt=1), flag("Instead: the fastest setting that loses at most this (0.01).")
     ] = None
-    policy: Annotated[Chosen, flag("Exit policy (see 'exitkit plugins').", short="-p")] = Choice(name=["entropy"])
+    policy: Annotated[
+        Chosen, flag("Exit policy, see 'exitkit plugins' (default: entropy; patience for regression).", short="-p")
+    ] = Choice()
     currency: Annotated[Currency, flag("What the speed-up is counted in: layers, flops, or time.")] = "time"
     batch_size: Annotated[int, Field(ge=1), flag("Batch size that time is measured at.")] = 32
     metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None

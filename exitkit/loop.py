@@ -167,6 +167,7 @@ class Walk:
             sequence=stream.sequence,
             position=stream.place,
             probe=probed,
+            scale=shape.scale,
         )
         return seen, asked
 

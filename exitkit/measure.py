@@ -14,12 +14,14 @@ from exitkit.artifact import Artifact
 from exitkit.cost import Prices, speedups
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows
+from exitkit.data.splits import label_array
 from exitkit.errors import ExitkitError
 from exitkit.loop import run
 from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch
+from exitkit.tasks import Answers, Task, needs_labels
 from exitkit.trace import Trace
 
 
@@ -77,17 +79,17 @@ class Scored:
 
 
 def score(
+    task: Task,
     metric: str,
-    labels: Sequence[str],
-    truth: npt.NDArray[np.int64] | None,
-    answers: npt.NDArray[np.int64],
-    full: npt.NDArray[np.int64],
+    truth: Answers | None,
+    answers: Answers,
+    full: Answers,
 ) -> Scored:
-    """Score answers [N] beside the full model's [N]; the interval of the loss is paired over rows."""
-    compare = metrics.metric(metric, labels)
-    reference = full if truth is None or not metrics.needs_labels(metric) else truth
+    """Score answers beside the full model's; the interval of the loss is paired over rows."""
+    compare = task.metric(metric)
+    reference = full if truth is None or not needs_labels(metric) else truth
 
-    def of(given: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> float:
+    def of(given: Answers, rows: npt.NDArray[np.int64]) -> float:
         return compare(reference[rows], given[rows])
 
     everyone = np.arange(len(answers))
@@ -95,15 +97,15 @@ def score(
         metric=metric,
         score=of(answers, everyone),
         full_score=of(full, everyone),
-        agreement=float((answers == full).mean()),
+        agreement=task.agreement(full, answers),
         score_ci=metrics.interval(lambda rows: of(answers, rows), len(answers)),
         drop_ci=metrics.interval(lambda rows: of(full, rows) - of(answers, rows), len(answers)),
     )
 
 
-def truth_of(rows: Rows) -> npt.NDArray[np.int64] | None:
-    """Label numbers [N], or None for unlabelled rows."""
-    return np.asarray(rows.data["label"][:]) if "label" in rows.data.column_names else None
+def truth_of(rows: Rows) -> Answers | None:
+    """Labels as the task stores them, or None for unlabelled rows."""
+    return label_array(rows) if rows.task else None
 
 
 def counted(trace: Trace, price: Prices) -> dict[str, float]:

@@ -1,51 +1,58 @@
-"""Scores of answers, as fractions of 1."""
+"""Scores of answers, as fractions of 1: metric(truth, answers) over units [N], or over [N, C] in multi-label."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from exitkit.config import METRICS
-from exitkit.errors import UsageError, one_of
-
-Labels = npt.NDArray[np.int64]
-Metric = Callable[[Labels, Labels], float]
-"""metric(truth [N], answers [N])"""
-
-DEFAULT = "accuracy"
+Values = npt.NDArray[Any]
 
 
-def metric(name: str, labels: Sequence[str]) -> Metric:
-    """The metric of a name.
-
-    Args:
-        name: `accuracy`, `f1_macro`, `f1:LABEL`, `mcc` (Matthews), or `agreement` (accuracy against the full model's
-            answers, which the caller passes as truth).
-        labels: the label names, in order of their numbers.
-    """
-    if name in ("accuracy", "agreement"):
-        return lambda truth, answers: float((truth == answers).mean())
-    if name == "f1_macro":
-        return lambda truth, answers: float(sklearn_metrics.f1_score(truth, answers, average="macro", zero_division=0))
-    if name == "mcc":
-        return lambda truth, answers: float(sklearn_metrics.matthews_corrcoef(truth, answers))
-    if name.startswith("f1:"):
-        wanted = name.removeprefix("f1:")
-        if wanted not in labels:
-            raise UsageError("--metric: " + one_of("label", wanted, labels))
-        number = list(labels).index(wanted)
-        return lambda truth, answers: float(
-            sklearn_metrics.f1_score(truth == number, answers == number, zero_division=0)
-        )
-    raise UsageError(one_of("metric", name, METRICS))
+def accuracy(truth: Values, answers: Values) -> float:
+    """Share of units whose answer is right; in multi-label all classes of it."""
+    same = truth == answers
+    return float((same if same.ndim == 1 else same.all(axis=1)).mean())
 
 
-def needs_labels(name: str) -> bool:
-    """Whether a metric compares with labels; `agreement` compares with the full model."""
-    return name != "agreement"
+def f1_macro(truth: Values, answers: Values) -> float:
+    """F1 of every class, averaged."""
+    return float(sklearn_metrics.f1_score(truth, answers, average="macro", zero_division=0))
+
+
+def f1_micro(truth: Values, answers: Values) -> float:
+    """F1 over all decisions of all classes; with one class per unit it equals accuracy."""
+    return float(sklearn_metrics.f1_score(truth, answers, average="micro", zero_division=0))
+
+
+def f1_binary(truth: Values, answers: Values) -> float:
+    """F1 of one class, from whether it holds."""
+    return float(sklearn_metrics.f1_score(truth, answers, zero_division=0))
+
+
+def mcc(truth: Values, answers: Values) -> float:
+    """Matthews' correlation."""
+    return float(sklearn_metrics.matthews_corrcoef(truth, answers))
+
+
+def pearson(truth: Values, answers: Values) -> float:
+    """Linear correlation of values; 0 where one side is constant."""
+    return _correlation(stats.pearsonr, truth, answers)
+
+
+def spearman(truth: Values, answers: Values) -> float:
+    """Correlation of ranks; 0 where one side is constant."""
+    return _correlation(stats.spearmanr, truth, answers)
+
+
+def _correlation(of: Callable[..., Any], truth: Values, answers: Values) -> float:
+    if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(answers) == 0:
+        return 0.0
+    return float(of(truth, answers).statistic)
 
 
 def interval(

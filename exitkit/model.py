@@ -14,6 +14,7 @@ from exitkit.heads import ExitHead, Pooling, pool
 from exitkit.loop import every_exit
 from exitkit.policy import Shape
 from exitkit.stream import Stream
+from exitkit.tasks import TASKS, Classification
 
 
 class ExitModel(nn.Module):
@@ -27,21 +28,34 @@ class ExitModel(nn.Module):
         encoder: the class that runs its family of layers.
         exits: layers (from 1) that exits sit on; the last layer is added if it is missing.
         pooling: what exits 1..E−1 read.
+        scale: in regression, the standard deviation of the training labels.
     """
 
-    def __init__(self, stock: PreTrainedModel, encoder: type[Encoder], exits: Sequence[int], pooling: Pooling) -> None:
+    def __init__(
+        self,
+        stock: PreTrainedModel,
+        encoder: type[Encoder],
+        exits: Sequence[int],
+        pooling: Pooling,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.stock = stock
         self.encoder = encoder(stock)
         self.pooling = pooling
-        self.task = "tagging" if self.encoder.tags_words else "classification"
+        self.task = "tagging" if self.encoder.tags_words else _kind(stock)
         layers = len(self.encoder.blocks)
         self.exits = tuple(sorted({*exits, layers}))
         if self.exits[0] < 1 or self.exits[-1] > layers:
             raise UsageError(f"exits {list(exits)} are not all layers of this model; it has layers 1 to {layers}.")
         labels = int(stock.config.num_labels)
         self.shape = Shape(
-            exits=len(self.exits), layers=layers, labels=labels, width=self.encoder.width, task=self.task
+            exits=len(self.exits),
+            layers=layers,
+            labels=labels,
+            width=self.encoder.width,
+            task=self.task,
+            scale=scale,
         )
         dropout = head_dropout(stock)
         self.heads = nn.ModuleList(ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1])
@@ -101,6 +115,12 @@ class ExitModel(nn.Module):
             "heads": [*self.heads.parameters(), *stock_head],
             "probes": list(self.probes.parameters()),
         }
+
+
+def _kind(stock: PreTrainedModel) -> str:
+    """The kind of task that a sequence classifier was made for; config.json may leave it out."""
+    problem = stock.config.problem_type
+    return next((kind for kind, task in TASKS.items() if task.problem_type == problem), Classification.kind)
 
 
 def head_dropout(stock: PreTrainedModel) -> float:

@@ -31,7 +31,8 @@ class Shape:
     layers: int  # L
     labels: int  # C
     width: int  # d
-    task: str  # "classification" or "tagging"
+    task: str  # "classification", "multi-label", "regression" or "tagging"
+    scale: float = 1.0  # in regression the standard deviation of the training labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Evidence:
     sequence: Tensor  # [U] running sequence of each unit, ascending from 0
     position: Tensor  # [U] place of the unit in its sequence: the word's number, 0 in classification
     probe: Tensor | None = None  # [U, p] what the policy's probe says of the exit's features
+    scale: float = 1.0  # in regression the standard deviation of the training labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,14 @@ class ExitPolicy(ABC):
     trained_by: ClassVar[str | None] = None
     """The recipe that trains `probe`."""
 
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """Why this policy cannot judge such a model's answers, as the end of a sentence; None when it can.
+
+        Unless a policy says otherwise, it is for answers that are one of several classes.
+        """
+        return None if shape.task in ("classification", "tagging") else "it judges one answer among several classes"
+
     def start(self, units: int, device: torch.device) -> State:
         """The state before the first layer, one row per unit."""
         return {}
@@ -136,6 +146,7 @@ class Knob:
     raising: Raising
     choices: tuple[Any, ...] | None
     per_exit: bool
+    tasks: frozenset[str] | None = None
 
 
 def knob(
@@ -147,6 +158,7 @@ def knob(
     raising: Raising = "earlier",
     choices: Sequence[Any] | None = None,
     per_exit: bool = False,
+    tasks: Sequence[str] | None = None,
 ) -> Any:
     """Declare a setting of a policy: its default, what it may be, and which way it works.
 
@@ -159,6 +171,7 @@ def knob(
         choices: the allowed values of a setting that is not a number.
         per_exit: whether a list with one value per exit but the last makes sense. The loop holds one policy per exit,
             so `decide` sees a scalar in any case.
+        tasks: tasks that the setting matters for (None = all); elsewhere it keeps its default and is not shown.
     """
     declared = {
         "low": low,
@@ -167,19 +180,23 @@ def knob(
         "raising": raising,
         "choices": tuple(choices) if choices is not None else None,
         "per_exit": per_exit,
+        "tasks": None if tasks is None else frozenset(tasks),
     }
     return dataclasses.field(default=default, metadata={"exitkit": declared})
 
 
-def knobs(policy: type[ExitPolicy] | ExitPolicy) -> tuple[Knob, ...]:
-    """The knobs of a policy, in the order of its fields. Fields declared without `knob` are plain settings."""
+def knobs(policy: type[ExitPolicy] | ExitPolicy, task: str | None = None) -> tuple[Knob, ...]:
+    """The knobs of a policy that matter for a task (None = all of them), in the order of its fields.
+
+    Fields declared without `knob` are plain settings.
+    """
     found = []
     for field in dataclasses.fields(policy):  # type: ignore[arg-type]  # policies are dataclasses; checked when registered
         if "exitkit" in field.metadata:
             found.append(
                 Knob(name=field.name, default=field.default, kind=type(field.default), **field.metadata["exitkit"])
             )
-    return tuple(found)
+    return tuple(knob for knob in found if task is None or knob.tasks is None or task in knob.tasks)
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
@@ -191,3 +208,13 @@ def normalised_entropy(logits: Tensor) -> Tensor:
     shares = logits.float().softmax(dim=-1)
     entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
     return (entropy / math.log(logits.shape[-1])).clamp(max=1.0)
+
+
+def label_entropy(logits: Tensor) -> Tensor:
+    """Entropy of each label by itself in multi-label, in bits: 0 is certain, 1 knows nothing. fp32, as `logits`.
+
+    Infinite logits are certain; NaN gives NaN, for which every comparison is False.
+    """
+    share = logits.float().sigmoid()
+    entropy: Tensor = torch.special.entr(share) + torch.special.entr(1 - share)
+    return (entropy / math.log(2)).clamp(max=1.0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
+    from exitkit.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,14 @@ class EveryExit:
     """What a loss may look at: the answers of all exits to one batch."""
 
     logits: Tensor  # [E, U, C]
-    labels: Tensor  # [U]
+    labels: Tensor  # [U]; [U, C] in multi-label
     layers: Sequence[int]  # layer of each exit, from 1
+    task: Task
+    weights: Tensor | None = None  # [C] weights of the classes
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The task's own loss of some logits [U, C] against the labels, a mean over units."""
+        return self.task.loss(logits, self.labels, self.weights).mean()
 
 
 class Recipe(ABC):

@@ -80,6 +80,7 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
             fresh=everyone,
             sequence=sequence,
             position=place,
+            scale=shape.scale,
         )
         policy = schedule.steps[exit - 1]
         if exit == shape.exits:

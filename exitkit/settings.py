@@ -41,9 +41,14 @@ def schedule(name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], s
     Raises:
         UsageError: a setting that the policy does not have, or a value that it may not take.
     """
-    declared = {knob.name: knob for knob in knobs(policy)}
-    fields = {field.name: field for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    if reason := policy.refuses(shape):
+        raise UsageError(f"policy '{name}' does not work for {shape.task}: {reason}.")
+    declared = {knob.name: knob for knob in knobs(policy, shape.task)}
+    elsewhere = {knob.name for knob in knobs(policy)} - declared.keys()
+    fields = {field.name: field for field in dataclasses.fields(policy) if field.name not in elsewhere}  # type: ignore[arg-type]
     for given in settings:
+        if given in elsewhere:
+            raise UsageError(f"policy.{name}.{given} has no meaning for {shape.task}; leave it out.")
         if given not in fields:
             raise UsageError(one_of(f"setting of policy '{name}'", given, fields))
     complete: Settings = {}
@@ -63,7 +68,7 @@ def schedule(name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], s
 
 def off(name: str, policy: type[ExitPolicy], shape: Shape) -> Schedule:
     """The policy with every knob that has an off value turned off: nobody leaves early, heads and gates still run."""
-    settings = {knob.name: off_value(knob, shape) for knob in knobs(policy) if knob.off is not None}
+    settings = {knob.name: off_value(knob, shape) for knob in knobs(policy, shape.task) if knob.off is not None}
     return schedule(name, policy, settings, shape)
 
 

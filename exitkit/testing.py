@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from exitkit.model import ExitModel
 from exitkit.policy import Decision, Evidence, ExitPolicy, Knob, Shape, State, knobs
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, knob_range, off, schedule
+from exitkit.tasks import TASKS
 from exitkit.trace import Trace
 
 SHAPE = Shape(exits=6, layers=6, labels=3, width=8, task="classification")
+SHAPES = (SHAPE, replace(SHAPE, task="multi-label"), replace(SHAPE, task="regression", labels=1, scale=2.0))
 
 
 def evidence(logits: Tensor, exit: int = 1, exits: int = 6, **fields: Any) -> Evidence:
@@ -48,7 +51,7 @@ def evidence(logits: Tensor, exit: int = 1, exits: int = 6, **fields: Any) -> Ev
 
 
 def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mapping[str, Any] | None = None) -> None:
-    """Test the contract of a policy that decides from logits.
+    """Test the contract of a policy that decides from logits, on every task that it does not refuse.
 
     Args:
         policy: the class.
@@ -58,16 +61,20 @@ def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mappi
     Raises:
         AssertionError: a rule is broken; the message says which.
     """
-    plans = list(_schedules(policy, name, dict(settings or {}), SHAPE))
-    for plan in plans:
-        _check_forms(plan)
-        _check_purity(plan)
-        _check_batch_mates(plan)
-        _check_yaml(plan, policy)
-    _check_knobs(policy, name, dict(settings or {}))
-    _check_off(policy, name)
-    if not policy.rewrites:
-        _check_replay(policy, name, dict(settings or {}))
+    shapes = [shape for shape in SHAPES if policy.refuses(shape) is None]
+    assert shapes, f"{name}: refuses every task"
+    for shape in shapes:
+        named = {knob.name for knob in knobs(policy)} - {knob.name for knob in knobs(policy, shape.task)}
+        held = {key: value for key, value in (settings or {}).items() if key not in named}
+        for plan in _schedules(policy, name, held, shape):
+            _check_forms(plan, shape)
+            _check_purity(plan, shape)
+            _check_batch_mates(plan, shape)
+            _check_yaml(plan, policy, shape)
+        _check_knobs(policy, name, held, shape)
+        _check_off(policy, name, shape)
+        if not policy.rewrites:
+            _check_replay(policy, name, held, shape)
 
 
 def scripted(units: int = 40, shape: Shape = SHAPE, seed: int = 0) -> Tensor:
@@ -87,7 +94,7 @@ def recording(logits: Tensor, shape: Shape = SHAPE) -> Recording:
     return Recording(logits, lengths, shape, tuple(range(1, shape.exits + 1)))
 
 
-def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0) -> ExitModel:
+def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0, task: str = "classification") -> ExitModel:
     """A random BERT classifier with an exit at every layer, in evaluation mode, whose exits disagree at times."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -100,6 +107,7 @@ def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0) -> ExitModel:
         intermediate_size=32,
         max_position_embeddings=64,
         num_labels=labels,
+        problem_type=TASKS[task].problem_type,
     )
     model = ExitModel(BertForSequenceClassification(config), BertEncoder, range(1, layers + 1), "mean").eval()
     with torch.no_grad():
@@ -124,7 +132,7 @@ def tiny_batch(rows: int = 24, seed: int = 0) -> dict[str, Tensor]:
 
 def _schedules(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> Iterator[Schedule]:
     """The policy at its defaults and at low, middle and high values of every free knob."""
-    free = [knob for knob in knobs(policy) if knob.name not in held]
+    free = [knob for knob in knobs(policy, shape.task) if knob.name not in held]
     yield schedule(name, policy, held, shape)
     for knob in free:
         for value in _values(knob, shape):
@@ -141,33 +149,33 @@ def _values(knob: Knob, shape: Shape) -> list[Any]:
     return sorted({knob.kind(step) for step in steps})
 
 
-def _walk(plan: Schedule, logits: Tensor) -> Iterator[tuple[Evidence, State, Decision, State]]:
+def _walk(plan: Schedule, logits: Tensor, shape: Shape) -> Iterator[tuple[Evidence, State, Decision, State]]:
     """Every decision of a policy over scripted exits, without anybody leaving."""
     state = contract.start(plan.name, plan.first, logits.shape[1], logits.device)
     for exit in range(1, logits.shape[0]):
-        seen = evidence(logits[exit - 1], exit, logits.shape[0])
+        seen = evidence(logits[exit - 1], exit, logits.shape[0], task=shape.task, scale=shape.scale)
         decision, after = contract.decide(plan.name, plan.steps[exit - 1], seen, state)
         yield seen, state, decision, after
         state = after
 
 
-def _check_forms(plan: Schedule) -> None:
+def _check_forms(plan: Schedule, shape: Shape) -> None:
     """Shapes and dtypes, for no unit, one unit, infinite and bf16 answers; `contract` does the looking."""
     for units in (0, 1, 5):
         for dtype in (torch.float32, torch.bfloat16):
-            list(_walk(plan, scripted(units).to(dtype)))
+            list(_walk(plan, scripted(units, shape).to(dtype), shape))
     for extreme in (math.inf, -math.inf):
-        logits = scripted(4)
+        logits = scripted(4, shape)
         logits[:, :, 0] = extreme
-        list(_walk(plan, logits))
+        list(_walk(plan, logits, shape))
 
 
-def _check_purity(plan: Schedule) -> None:
+def _check_purity(plan: Schedule, shape: Shape) -> None:
     """Copies are taken before the first call: a policy that overwrites with the same value twice must be seen too."""
-    logits = scripted()
+    logits = scripted(shape=shape)
     state = contract.start(plan.name, plan.first, logits.shape[1], logits.device)
     for exit in range(1, logits.shape[0]):
-        seen = evidence(logits[exit - 1].clone(), exit, logits.shape[0])
+        seen = evidence(logits[exit - 1].clone(), exit, logits.shape[0], task=shape.task, scale=shape.scale)
         kept = {key: rows.clone() for key, rows in state.items()}
         step = plan.steps[exit - 1]
         decision, after = contract.decide(plan.name, step, seen, state)
@@ -181,13 +189,13 @@ def _check_purity(plan: Schedule) -> None:
         state = after
 
 
-def _check_batch_mates(plan: Schedule) -> None:
+def _check_batch_mates(plan: Schedule, shape: Shape) -> None:
     """Permuting and splitting the batch changes nobody's decision or state."""
-    logits = scripted()
+    logits = scripted(shape=shape)
     order = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(1))
     parts = {"another order": order, "half of the batch": torch.arange(logits.shape[1] // 2), "one unit": order[:1]}
     for what, rows in parts.items():
-        both = zip(_walk(plan, logits), _walk(plan, logits[:, rows]), strict=True)
+        both = zip(_walk(plan, logits, shape), _walk(plan, logits[:, rows], shape), strict=True)
         for (_, _, whole, state), (_, _, part, part_state) in both:
             assert torch.equal(whole.leave[rows], part.leave), f"{plan.name}: {what} changes a unit's decision"
             assert all(torch.equal(state[key][rows], part_state[key]) for key in state), (
@@ -195,39 +203,39 @@ def _check_batch_mates(plan: Schedule) -> None:
             )
 
 
-def _check_yaml(plan: Schedule, policy: type[ExitPolicy]) -> None:
+def _check_yaml(plan: Schedule, policy: type[ExitPolicy], shape: Shape) -> None:
     settings = yaml.safe_load(yaml.safe_dump(plan.settings))
-    again = schedule(plan.name, policy, settings, SHAPE)
+    again = schedule(plan.name, policy, settings, shape)
     assert again == plan, f"{plan.name}: settings {plan.settings} do not survive YAML"
 
 
-def _check_knobs(policy: type[ExitPolicy], name: str, held: dict[str, Any]) -> None:
+def _check_knobs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
     """A turned knob moves exits the way that it says."""
-    answers = recording(scripted(200))
-    for knob in knobs(policy):
+    answers = recording(scripted(200, shape), shape)
+    for knob in knobs(policy, shape.task):
         if knob.name in held or knob.choices is not None or knob.raising == "mixed":
             continue
-        plans = [schedule(name, policy, {**held, knob.name: value}, SHAPE) for value in _values(knob, SHAPE)]
+        plans = [schedule(name, policy, {**held, knob.name: value}, shape) for value in _values(knob, shape)]
         taken = [replay(answers, plan).exit for plan in plans]
         for lower, higher in itertools.pairwise(taken):
             fits = (higher <= lower).all() if knob.raising == "earlier" else (higher >= lower).all()
             assert fits, f"{name}: raising '{knob.name}' must make exits {knob.raising}, and does not always"
 
 
-def _check_off(policy: type[ExitPolicy], name: str) -> None:
-    if not any(knob.off is not None for knob in knobs(policy)):
+def _check_off(policy: type[ExitPolicy], name: str, shape: Shape) -> None:
+    if not any(knob.off is not None for knob in knobs(policy, shape.task)):
         return
-    plan = off(name, policy, SHAPE)
-    sure = torch.zeros(SHAPE.exits, 4, SHAPE.labels)
+    plan = off(name, policy, shape)
+    sure = torch.zeros(shape.exits, 4, shape.labels)
     sure[:, 0, 0], sure[:, 1, 0], sure[:, 2, 1:] = 1e4, 30.0, -math.inf
-    for logits in (sure, scripted(200)):
-        taken = replay(recording(logits), plan).exit
-        assert (taken == SHAPE.exits).all(), f"{name}: a unit leaves early although the policy is off"
+    for logits in (sure, scripted(200, shape)):
+        taken = replay(recording(logits, shape), plan).exit
+        assert (taken == shape.exits).all(), f"{name}: a unit leaves early although the policy is off"
 
 
-def _check_replay(policy: type[ExitPolicy], name: str, held: dict[str, Any]) -> None:
+def _check_replay(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
     """A replayed recording and live runs in batches of any size agree."""
-    model, rows = tiny_model(), tiny_batch()
+    model, rows = tiny_model(labels=shape.labels, task=shape.task), tiny_batch()
     recorded = record(model, [rows])
     for plan in _schedules(policy, name, held, model.shape):
         outcome = replay(recorded, plan)

@@ -12,9 +12,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
-    {"errors", "policy", "hookspecs", "config", "progress"},
-    {"settings", "contract", "stream", "attention", "encoders", "heads", "trace", "recipe", "runtime", "clock"},
-    {"loop", "data", "metrics"},
+    {"errors", "policy", "hookspecs", "config", "progress", "metrics"},
+    {
+        "tasks",
+        "settings",
+        "contract",
+        "stream",
+        "attention",
+        "encoders",
+        "heads",
+        "trace",
+        "recipe",
+        "runtime",
+        "clock",
+    },
+    {"loop", "data"},
     {"model"},
     {"plugins", "replay"},
     {"cost", "artifact", "testing"},

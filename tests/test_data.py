@@ -26,6 +26,7 @@ from exitkit.data.columns import Columns, find_columns
 from exitkit.data.sources import Origin, read, reread, splits
 from exitkit.data.splits import scoring_split, training_and_calibration
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.tasks import Classification
 
 FRAME = pd.DataFrame({"text": ["a b", "c", "", 'd, "e"\nf'], "label": ["no", "yes", "no", "yes"]})
 
@@ -188,8 +189,8 @@ BAD_FILES = [
     ("mixed.jsonl", b'{"text": "a", "label": 1}\n{"text": "a", "label": "b"}\n', "mixes int and str.*row 2"),
     ("lone.jsonl", b'{"text": "\\ud800", "label": 1}\n', "not valid Unicode"),
     ("number.jsonl", b'{"text": 5, "label": 1}\n', "holds int64, not text"),
-    ("float.csv", b"text,label\na,0.5\nb,1\n", "floats mean regression"),
-    ("lists.jsonl", b'{"text": "a", "label": [1, 2]}\n', "Allowed: one string, integer or boolean"),
+    ("objects.jsonl", b'{"text": "a", "label": {"x": 2}}\n', "Allowed: one string, integer or boolean"),
+    ("infinite.jsonl", b'{"text": "a", "label": 0.5}\n{"text": "b", "label": 1e999}\n', "row 2 .* infinite"),
     ("x.xlsx", b"PK", "cannot tell the format"),
 ]
 
@@ -256,7 +257,7 @@ def test_a_hub_dataset_is_asked_for_by_name_and_config_and_its_commit_is_kept(mo
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     rows = read("owner/name:config")
     assert (rows.origin.source, rows.origin.revision) == ("owner/name:config", commit)
-    assert reread(rows.origin, rows.labels, rows.hash()).hash() == rows.hash()
+    assert reread(rows.origin, rows.task, rows.hash()).hash() == rows.hash()
     assert asked == [("owner/name", "config", None), ("owner/name", "config", commit)]
 
 
@@ -362,19 +363,19 @@ def test_class_names_of_a_dataset_keep_their_order_also_through_parquet(tmp_path
     ],
 )
 def test_the_labels_of_a_trained_model_are_met_by_name_or_by_index(known, values, ids):
-    assert list(read([("t", value) for value in values], labels=known).data["label"]) == ids
+    assert list(read([("t", value) for value in values], task=Classification(tuple(known))).data["label"]) == ids
 
 
 @pytest.mark.parametrize(("known", "value"), [(("neg", "pos"), "neutral"), (("neg", "pos"), 2), (("0", "1"), 2)])
 def test_an_unknown_label_is_refused_with_row_and_value_and_the_known_names(known, value):
     first = 0 if isinstance(value, int) else "neg"
     with pytest.raises(UsageError, match=f"row 2 of split 'train' .*unknown label '{value}'.*Known: {known[0]}"):
-        read([("t", first), ("t", value)], labels=known)
+        read([("t", first), ("t", value)], task=Classification(known))
 
 
 def test_rows_are_counted_from_the_start_of_the_split_also_in_a_slice():
     with pytest.raises(UsageError, match="row 3 of split 'train'"):
-        read([("t", "a"), ("t", "a"), ("t", "b")], "train[1:]", labels=("a",))
+        read([("t", "a"), ("t", "a"), ("t", "b")], "train[1:]", task=Classification(("a",)))
 
 
 @pytest.mark.parametrize("values", [[-1, -1], [None, None], ["", ""], ["-1", "-1"]])
@@ -404,7 +405,7 @@ def stored(tmp_path):
 def test_rows_can_be_read_again_from_their_origin(stored):
     rows, origin, _ = stored
     assert origin == rows.origin
-    again = reread(origin, rows.labels, rows.hash())
+    again = reread(origin, rows.task, rows.hash())
     assert (texts(again), labels(again)) == (['d, "e"\nf', "c"], ["yes", "yes"])
 
 
@@ -416,16 +417,16 @@ def test_rows_that_are_gone_or_changed_or_were_in_memory_ask_for_data(stored):
     rows, origin, folder = stored
     write(folder / "train.csv", FRAME.replace("c", "C"))
     with pytest.raises(ExitkitError, match=r"have changed.*--data"):
-        reread(origin, rows.labels, rows.hash())
+        reread(origin, rows.task, rows.hash())
     write(folder / "train.csv", FRAME[:2])
     with pytest.raises(ExitkitError, match=r"fewer rows now.*--data"):
-        reread(origin, rows.labels, rows.hash())
+        reread(origin, rows.task, rows.hash())
     shutil.rmtree(folder)
     with pytest.raises(ExitkitError, match=r"cannot be read again.*--data"):
-        reread(origin, rows.labels, rows.hash())
+        reread(origin, rows.task, rows.hash())
     memory = read(FRAME)
     with pytest.raises(ExitkitError, match=r"in memory.*--data"):
-        reread(memory.origin, memory.labels, memory.hash())
+        reread(memory.origin, memory.task, memory.hash())
 
 
 # --- what is set aside
@@ -500,7 +501,7 @@ def test_the_same_first_text_with_another_pair_is_another_row():
 
 def test_a_class_with_one_row_does_not_stop_the_setting_aside():
     source = [*((f"t {i}", "ab"[i % 2]) for i in range(40)), ("lonely", "c")]
-    assert training_and_calibration(source).labels == ("a", "b", "c")
+    assert training_and_calibration(source).task.labels == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(

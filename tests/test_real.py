@@ -40,7 +40,7 @@ def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def validation(predictor: exitkit.prediction.predictor.Predictor, batch_size: int) -> list[dict[str, torch.Tensor]]:
-    rows = read(str(FOLDER / "data/sst2"), "validation[:96]", labels=predictor.labels)
+    rows = read(str(FOLDER / "data/sst2"), "validation[:96]", task=predictor.artifact.task)
     return on_device(rows, predictor.artifact, batch_size)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
 from exitkit.plugins import installed
 from exitkit.recipe import EveryExit, Group, Phase, Recipe
+from exitkit.tasks import Classification
 from exitkit.testing import tiny_model
 from exitkit.training.recipes.joint import Joint
 from exitkit.training.start import starting_model
@@ -23,7 +23,9 @@ def test_joint_weighs_every_exit_by_its_layer() -> None:
     logits = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 2.0]]])
     labels = torch.tensor([0])
     recipe = Joint()
-    total = recipe.combine(recipe.losses("joint", EveryExit(logits, labels, layers=(2, 4, 6))))
+    total = recipe.combine(
+        recipe.losses("joint", EveryExit(logits, labels, layers=(2, 4, 6), task=Classification(("a", "b"))))
+    )
     by_hand = (
         2 * torch.tensor(2.0).log()
         + 4 * torch.log1p(torch.tensor(-1.0).exp())
@@ -45,14 +47,14 @@ class HeadsOnly(Recipe):
         return [Phase("heads", epochs, [Group(list(model.heads.parameters()), 1e-2)])]
 
     def losses(self, phase, seen):
-        return {"first": cross_entropy(seen.logits[0], seen.labels)}
+        return {"first": seen.loss(seen.logits[0])}
 
 
 def test_what_no_group_holds_is_bit_identical_afterwards_and_was_in_evaluation_mode(
     encoder: Path, tmp_path: Path
 ) -> None:
     rows = read("demo:reviews", "train[:64]")
-    model, tokenizer = starting_model(str(encoder), rows.labels, None, "mean", installed())
+    model, tokenizer = starting_model(str(encoder), rows.task, None, "mean", installed())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes: list[bool] = []
     model.encoder.blocks[0].register_forward_pre_hook(lambda module, args: modes.append(module.training))
@@ -67,7 +69,9 @@ def test_what_no_group_holds_is_bit_identical_afterwards_and_was_in_evaluation_m
         device=torch.device("cpu"),
         extra={"weight_decay": 0.5, "save_strategy": "no"},
     )
-    run_phase(model, recipe, phase, args, encode(rows, tokenizer, 64), tokenizer, lambda *a, **k: None, None)
+    run_phase(
+        model, recipe, phase, args, encode(rows, tokenizer, 64), tokenizer, lambda *a, **k: None, None, rows.task, None
+    )
     after = model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "heads.0.out.weight" in changed

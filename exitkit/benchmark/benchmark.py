@@ -24,7 +24,7 @@ from exitkit.calibration.study import Study
 from exitkit.clock import Runner, Times
 from exitkit.config import BenchmarkConfig, Choice
 from exitkit.cost import prices, speedups
-from exitkit.data.sources import Origin, Rows, read, reread
+from exitkit.data.sources import Origin, Rows, read, reread, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.loop import run
@@ -92,8 +92,10 @@ def scored_rows(model: Artifact, settings: BenchmarkConfig) -> Rows:
     if source is None:
         source = model.card.data["source"]
         columns = Origin.from_dict(model.card.data).columns
-    split = settings.split or scoring_split(source, columns)
-    rows = read(source, split, columns, model.card.labels, use_labels="optional")
+    split = settings.split
+    if split is None and (settings.data is None or len(splits(source)) > 1):
+        split = scoring_split(source, columns)
+    rows = read(source, split, columns, model.task, use_labels="optional")
     if settings.max_rows is not None and settings.max_rows < len(rows):
         chosen = np.random.default_rng(0).choice(len(rows), settings.max_rows, replace=False)
         rows = rows.select(np.sort(chosen).tolist())
@@ -108,11 +110,11 @@ def _benchmark_one(model: Artifact, registry: Registry, settings: BenchmarkConfi
     truth = truth_of(rows)
     batches = on_device(rows, model, max(settings.batch_size))
     full = run_all(model, batches, full_model(model, registry), "full model")
-    full_answers = full.logits.argmax(dim=-1).numpy()
+    full_answers = model.task.answers(full.logits)
 
     def judged(trace: Trace) -> dict[str, Any]:
-        answers = trace.logits.argmax(dim=-1).numpy()
-        scored = score(metric, model.card.labels, truth, answers, full_answers)
+        answers = model.task.answers(trace.logits)
+        scored = score(model.task, metric, truth, answers, full_answers)
         return {"counted": speedups(trace, price), **scored.as_dict()}
 
     traces = {c.key: run_all(model, batches, c.plan, c.key) for c in contenders}
@@ -155,7 +157,7 @@ def _contenders(model: Artifact, registry: Registry, settings: BenchmarkConfig, 
     """Every policy at every target, calibrated where it must be."""
     choice = settings.policy or Choice()
     stored = model.policies.get("policies", {})
-    names = choice.name or [model.policies.get("default", "entropy")]
+    names = choice.name or [model.policies.get("default", model.task.default_policy)]
     given = held_settings(choice, names, registry)
     shape = model.model.shape
     studies: dict[str, Study] = {}
@@ -247,7 +249,7 @@ def _study(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
 def _must_be_other_rows(model: Artifact, calibration: Mapping[str, Any], rows: Rows) -> None:
     """Refuse to score rows that chose the stored settings."""
     try:
-        chosen = reread(Origin.from_dict(calibration), model.card.labels, calibration["hash"])
+        chosen = reread(Origin.from_dict(calibration), model.task, calibration["hash"])
     except ExitkitError:
         log.warning("the calibration rows are not there any more: whether they are scored here is unknown")
         return

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from exitkit import artifact, config, metrics, runtime
+from exitkit import artifact, config, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration import search
 from exitkit.calibration.search import Candidate
@@ -21,6 +21,7 @@ from exitkit.data.sources import Origin, Rows, read, reread
 from exitkit.errors import UsageError, one_of
 from exitkit.plugins import Registry, installed
 from exitkit.policy import knobs
+from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")
 
@@ -49,10 +50,11 @@ def calibrate(
         raise UsageError("give exactly one of --target-speedup (like 3x) and --max-drop (like 0.01).")
     assert settings.artifact is not None
     registry = installed()
-    name = _one_policy(settings.policy)
-    held = held_settings(settings.policy, [name], registry)[name]
+    _one_policy(settings.policy)
     device = runtime.device(settings)
     model = artifact.read(settings.artifact, registry, device, runtime.inference_dtype(settings))
+    name = next(iter(settings.policy.name), model.task.default_policy)
+    held = held_settings(settings.policy, [name], registry)[name]
     rows = calibration_rows(model, settings.data, settings.split, columns_of(settings))
     metric = chosen_metric(settings.metric, model, rows)
     study = Study(model, registry, rows, metric, settings.batch_size)
@@ -66,17 +68,18 @@ def calibrate(
 def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
     """The rows to choose settings on: those given, else those that `train` set aside for it."""
     if data is None and split is None:
-        return reread(Origin.from_dict(model.card.calibration), model.card.labels, model.card.calibration["hash"])
+        return reread(Origin.from_dict(model.card.calibration), model.task, model.card.calibration["hash"])
     source = data if data is not None else model.card.data["source"]
     if data is None:
         columns = Origin.from_dict(model.card.data).columns
-    return read(source, split, columns, model.card.labels, use_labels="optional")
+    return read(source, split, columns, model.task, use_labels="optional")
 
 
 def chosen_metric(asked: str | None, model: Artifact, rows: Rows) -> str:
     """The metric asked for, else the one of training, else agreement where there are no labels."""
     name = asked or model.card.metric
-    if not rows.labels and metrics.needs_labels(name):
+    model.task.metric(name)  # refuses what this task does not know
+    if rows.task is None and needs_labels(name):
         if asked is not None:
             raise UsageError(f"--metric {asked} needs labels, and these rows have none. Use --metric agreement.")
         log.warning("the rows have no labels: the score is agreement with the full model")
@@ -239,7 +242,6 @@ def _point(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _one_policy(choice: Choice) -> str:
-    if len(choice.name) != 1:
+def _one_policy(choice: Choice) -> None:
+    if len(choice.name) > 1:
         raise UsageError(f"--policy: calibrate takes one policy at a time, not {len(choice.name)}.")
-    return choice.name[0]

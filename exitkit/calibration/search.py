@@ -63,7 +63,7 @@ def candidates(
         currency: the speed-up that guides where to look closer.
         most_points: how many values of the real-valued knob may be tried.
     """
-    free = [knob for knob in knobs(policy) if knob.name not in held]
+    free = [knob for knob in knobs(policy, shape.task) if knob.name not in held]
     discrete = [knob for knob in free if knob.kind is int or knob.choices is not None]
     real = [knob for knob in free if knob.kind is float]
     for ignored in real[1:]:
@@ -145,7 +145,7 @@ def settle(chosen: Candidate, name: str, policy: type[ExitPolicy], shape: Shape,
 
     The middle is a midpoint between two values that the policy compared with, so rounding does not flip a decision.
     """
-    for knob in knobs(policy):
+    for knob in knobs(policy, shape.task):
         value = chosen.settings[knob.name]
         low, high = knob_range(knob, shape)
         if not (isinstance(value, float) and low <= value <= high and math.isfinite(high - low)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import clock, metrics
+from exitkit import clock
 from exitkit.artifact import Artifact
 from exitkit.calibration import layer_time, search
 from exitkit.calibration.search import Candidate
@@ -22,6 +22,7 @@ from exitkit.policy import ExitPolicy
 from exitkit.progress import bar
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, schedule
+from exitkit.tasks import needs_labels
 from exitkit.trace import Trace
 
 TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
@@ -44,6 +45,7 @@ class Study:
 
     def __init__(self, model: Artifact, registry: Registry, rows: Rows, metric: str, batch_size: int) -> None:
         self.model, self.registry, self.rows, self.metric = model, registry, rows, metric
+        self.task = model.task
         self.batches = on_device(rows, model, batch_size)
         with bar("recording exits", len(self.batches)) as advance:
 
@@ -55,13 +57,12 @@ class Study:
             self.recording = record(model.model, counted())
         self.batch_size = batch_size
         self.truth = truth_of(rows)
-        self.full = self.recording.logits[-1].argmax(dim=-1).numpy()
+        self.full = self.task.answers(self.recording.logits[-1])
         self.price = prices(model.model)
         self.times = layer_time.measure(model.model, self.batches, batch_size)
-        self._score = metrics.metric(metric, model.card.labels)
-        labelled = self.truth is not None and metrics.needs_labels(metric)
-        self._reference = self.truth if labelled else self.full
-        self.full_score = self._score(self._reference, self.full)  # type: ignore[arg-type]  # set when labelled
+        self._score = self.task.metric(metric)
+        self._reference = self.full if self.truth is None or not needs_labels(metric) else self.truth
+        self.full_score = self._score(self._reference, self.full)
         self._plan_full = full_model(model, registry)
 
     def candidates(self, name: str, held: Mapping[str, Any], currency: str) -> list[Candidate]:
@@ -86,11 +87,11 @@ class Study:
 
         def evaluate(plan: Schedule) -> Candidate:
             outcome = replay(self.recording, plan)
-            answers = outcome.logits.argmax(dim=-1).numpy()
+            answers = self.task.answers(outcome.logits)
             return Candidate(
                 settings=plan.settings,
                 speedup={**cost.speedups(outcome), "time": clock_.speedup(outcome)},
-                score=self._score(self._reference, answers),  # type: ignore[arg-type]
+                score=self._score(self._reference, answers),
                 taken=outcome.exit,
             )
 
@@ -109,8 +110,8 @@ class Study:
         plan = self.plan(name, candidate.settings)
         trace = run_all(self.model, self.batches, plan, f"confirming {name}")
         times = self._time(plan)
-        answers = trace.logits.argmax(dim=-1).numpy()
-        scored = score(self.metric, self.model.card.labels, self.truth, answers, self.full)
+        answers = self.task.answers(trace.logits)
+        scored = score(self.task, self.metric, self.truth, answers, self.full)
         return Live(
             candidate=candidate,
             trace=trace,
@@ -139,10 +140,10 @@ class Study:
     def _run(self, plan: Schedule) -> Candidate:
         trace = run_all(self.model, self.batches, plan, f"running {plan.name}")
         counted = speedups(trace, self.price)
-        answers = trace.logits.argmax(dim=-1).numpy()
+        answers = self.task.answers(trace.logits)
         return Candidate(
             settings=plan.settings,
             speedup={**counted, "time": counted["flops"]},  # a first guess, corrected by live runs
-            score=self._score(self._reference, answers),  # type: ignore[arg-type]
+            score=self._score(self._reference, answers),
             taken=trace.exit,
         )

@@ -110,5 +110,5 @@ def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max
     )
     columns = {name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens}
     if "label" in batch:
-        columns["labels"] = pa.array(batch["label"], pa.int64())
+        columns["labels"] = pa.array(batch["label"])
     return pa.table(columns)

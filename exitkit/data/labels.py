@@ -83,12 +83,18 @@ def _may_be_classes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
+def looks_like_floats(values: Sequence[Any]) -> bool:
+    """Whether texts are decimal numbers and not only whole ones. Codes such as 01 and 007 are not."""
+    present = [value for value in values if value not in (None, "")]
+    floats = bool(present) and all(FLOAT.fullmatch(value) for value in present)
+    return floats and any(set(value) & set(".eE") for value in present)
+
+
 def _not_classes(name: str, kind: pa.DataType) -> str:
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return (
-            f"label column '{name}' holds {kind}: floats mean regression, and this version trains "
-            "classification only. Write classes as integers or strings (a missing integer turns a pandas "
-            "column into floats)."
+            f"label column '{name}' holds {kind}, which is not a class. Write classes as integers or strings (a "
+            "missing integer turns a pandas column into floats), or train with --task regression."
         )
     return f"label column '{name}' holds {kind}. Allowed: one string, integer or boolean per row."
 
@@ -106,8 +112,7 @@ def _values(name: str, raw: Sequence[Any], classes: Sequence[str] | None) -> lis
         return [None] * len(raw) if present == [-1] else list(raw)
     if all(INTEGER.fullmatch(value) for value in present):
         return _values(name, [None if value in (None, "") else int(value) for value in raw], None)
-    # Codes such as 01 and 007 are strings; it takes a point or an exponent to make a float.
-    if all(FLOAT.fullmatch(value) for value in present) and any(set(value) & set(".eE") for value in present):
+    if looks_like_floats(present):
         raise UsageError(_not_classes(name, pa.float64()))
     return [value or None for value in raw]
 

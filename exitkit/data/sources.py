@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from exitkit.data.catalogue import IN_MEMORY, Catalogue, Source, catalogue
 from exitkit.data.columns import USUAL, Columns, LabelUse, find_columns
-from exitkit.data.labels import LabelColumn, label_column, label_ids, label_names
-from exitkit.data.tables import Table
-from exitkit.errors import ExitkitError, UsageError, one_of
+from exitkit.data.tables import Piece
+from exitkit.data.targets import Targets, any_label, targets
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.tasks import Task
 
 __all__ = ["LabelUse", "Origin", "Rows", "Source", "labelled", "read", "read_from", "reread", "splits"]
 
@@ -50,9 +51,14 @@ class Origin:
 class Rows:
     """Texts or pairs, with or without labels, checked: no null text, every label known."""
 
-    data: datasets.Dataset  # columns text, text_pair (pairs only), label (labelled only, an index into `labels`)
-    labels: tuple[str, ...]  # class names in order of their ids; empty when the rows are unlabelled
+    data: datasets.Dataset  # columns text, text_pair (pairs only), label (labelled only, as the task stores it)
+    task: Task | None  # None: the rows have no labels
     origin: Origin
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in order of their numbers; empty without labels and in regression."""
+        return self.task.labels if self.task else ()
 
     @property
     def pair(self) -> bool:
@@ -75,7 +81,7 @@ class Rows:
         """
         digest = hashlib.sha256()
         for batch in self.data.iter(1000):
-            names = [self.labels[i].encode() for i in batch["label"]] if self.labels else []
+            names = [self.task.spelled(label).encode() for label in batch["label"]] if self.task else []
             fields = [[text.encode() for text in batch[name]] for name in ("text", "text_pair") if name in batch]
             for row in zip(*fields, *([names] if names else []), strict=True):
                 # Lengths go in too, so that moving a character to the next field changes the hash.
@@ -92,24 +98,24 @@ def read(
     source: Source,
     split: str | None = None,
     columns: Columns = USUAL,
-    labels: Sequence[str] | None = None,
+    task: Task | str | None = None,
     *,
     use_labels: LabelUse = "needed",
 ) -> Rows:
     """Read rows.
 
     `split` is a name or any `datasets` slice, such as `validation[:50%]` or `train[:10%]+train[-10%:]`; it
-    may be left out when there is only one. `labels` are the class names of a trained model, to which the
-    rows' labels are mapped; without, the classes are those of the whole splits named, also when a slice has
-    fewer.
+    may be left out when there is only one. `task` is that of a trained model, to whose labels the rows' are
+    mapped; or the name of a kind of task; without, it is seen from the labels, and the classes are those of
+    the whole splits named, also when a slice has fewer.
 
     Raises UsageError: no such source, split, column or label.
     Raises ExitkitError: the data are damaged, empty or have gaps.
     """
-    return read_from(catalogue(source), split, columns, labels, use_labels)
+    return read_from(catalogue(source), split, columns, task, use_labels)
 
 
-def reread(origin: Origin, labels: Sequence[str], expected_hash: str) -> Rows:
+def reread(origin: Origin, task: Task, expected_hash: str) -> Rows:
     """Read again the rows that `origin` describes.
 
     Raises ExitkitError: they were in memory, are gone, or are not the same any more.
@@ -120,7 +126,7 @@ def reread(origin: Origin, labels: Sequence[str], expected_hash: str) -> Rows:
         raise ExitkitError(f"{what} were in memory and cannot be read again. {ask}")
     use: LabelUse = "needed" if origin.columns.label else "ignored"
     try:
-        rows = read_from(catalogue(origin.source, origin.revision), origin.split, origin.columns, labels, use)
+        rows = read_from(catalogue(origin.source, origin.revision), origin.split, origin.columns, task, use)
         rows = rows if origin.indices is None else rows.select(origin.indices)
     except IndexError:
         raise ExitkitError(f"{what} have changed: there are fewer rows now. {ask}") from None
@@ -136,7 +142,7 @@ def read_from(
     found: Catalogue,
     split: str | None,
     columns: Columns,
-    labels: Sequence[str] | None,
+    task: Task | str | None,
     use_labels: LabelUse = "needed",
 ) -> Rows:
     """`read`, for a source that has been found already."""
@@ -146,15 +152,16 @@ def read_from(
     data = {"text": _texts(pieces, picked.text)}
     if picked.text_pair:
         data["text_pair"] = _texts(pieces, picked.text_pair)
-    names: tuple[str, ...] = ()
+    known = None
     if picked.label:
-        names, ids = _labels(pieces, picked.label, labels)
-        if _complete(pieces, ids, names, use_labels):
-            data["label"] = pa.array(np.concatenate(ids))
+        read_labels = targets(pieces, picked.label, task)
+        if _complete(pieces, read_labels, use_labels):
+            data["label"] = _arrow(np.concatenate(read_labels.values))
+            known = read_labels.task
         else:
-            names, picked = (), replace(picked, label=None)
+            picked = replace(picked, label=None)
     origin = Origin(found.source, split, found.revision, picked)
-    return Rows(datasets.Dataset(pa.table(data)), names, origin)
+    return Rows(datasets.Dataset(pa.table(data)), known, origin)
 
 
 def labelled(found: Catalogue, split: str, columns: Columns) -> bool:
@@ -163,20 +170,7 @@ def labelled(found: Catalogue, split: str, columns: Columns) -> bool:
         return False
     table = found.table(split)
     name = find_columns(table.names, columns, "optional").label
-    return name is not None and any(value is not None for value in _label_column(table, name).values)
-
-
-class _Piece(NamedTuple):
-    """Consecutive rows of one split."""
-
-    table: Table
-    start: int
-    stop: int
-    origin: str  # for messages
-
-    def row(self, position: int) -> str:
-        """The place of the row at `position` of the piece, for messages; people count from 1."""
-        return f"row {self.start + position + 1} of {self.origin}"
+    return name is not None and any_label(table, name)
 
 
 def _only_split(found: Catalogue) -> str:
@@ -185,7 +179,7 @@ def _only_split(found: Catalogue) -> str:
     return next(iter(found.tables))
 
 
-def _pieces(found: Catalogue, split: str) -> list[_Piece]:
+def _pieces(found: Catalogue, split: str) -> list[Piece]:
     names = [match[1] for match in (re.match(r"\s*([\w.]+)", part) for part in split.split("+")) if match]
     tables = {name: found.table(name) for name in names}
     sizes = {name: table.rows for name, table in tables.items()}
@@ -197,7 +191,7 @@ def _pieces(found: Catalogue, split: str) -> list[_Piece]:
             "validation, validation[:50%], train[10:200], train[:10%]+train[-10%:]."
         ) from error
     pieces = [
-        _Piece(tables[part.splitname], part.from_, part.to, f"split '{part.splitname}' of {found.source}")
+        Piece(tables[part.splitname], part.from_, part.to, f"split '{part.splitname}' of {found.source}")
         for part in parts
         if part.to > part.from_
     ]
@@ -207,19 +201,19 @@ def _pieces(found: Catalogue, split: str) -> list[_Piece]:
     return pieces
 
 
-def _pick(pieces: Sequence[_Piece], columns: Columns, use_labels: LabelUse) -> Columns:
+def _pick(pieces: Sequence[Piece], columns: Columns, use_labels: LabelUse) -> Columns:
     answers = {find_columns(piece.table.names, columns, use_labels) for piece in pieces}
     if len(answers) > 1:
         raise UsageError(f"the splits asked for have different columns: {' and '.join(map(str, answers))}.")
     return answers.pop()
 
 
-def _texts(pieces: Sequence[_Piece], name: str | None) -> pa.ChunkedArray:
+def _texts(pieces: Sequence[Piece], name: str | None) -> pa.ChunkedArray:
     assert name is not None, "find_columns always finds a text"
     return pa.chunked_array([chunk for piece in pieces for chunk in _text(piece, name).chunks], pa.large_string())
 
 
-def _text(piece: _Piece, name: str) -> pa.ChunkedArray:
+def _text(piece: Piece, name: str) -> pa.ChunkedArray:
     column = piece.table.column(name).slice(piece.start, piece.stop - piece.start)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -233,34 +227,12 @@ def _text(piece: _Piece, name: str) -> pa.ChunkedArray:
     return column.cast(pa.large_string())  # 32-bit offsets end at 2 GB of text
 
 
-def _label_column(table: Table, name: str) -> LabelColumn:
-    return label_column(name, table.column(name), table.classes.get(name))
-
-
-def _labels(
-    pieces: Sequence[_Piece], name: str, known: Sequence[str] | None
-) -> tuple[tuple[str, ...], list[npt.NDArray[np.int64]]]:
-    """The class names, and the ids of each piece's rows."""
-    columns = [_label_column(piece.table, name) for piece in pieces]
-    names = tuple(known) if known else pieces[0].table.classes.get(name) or label_names(columns)
-    pairs = zip(columns, pieces, strict=True)
-    ids = [label_ids(column, names)[piece.start : piece.stop] for column, piece in pairs]
-    for column, piece, found in zip(columns, pieces, ids, strict=True):
-        if (found == -2).any():
-            row = int((found == -2).argmax())
-            value = column.values[column.codes[piece.start + row]]
-            raise UsageError(f"{piece.row(row)}: {one_of('label', str(value), names)}")
-    return names, ids
-
-
-def _complete(
-    pieces: Sequence[_Piece], ids: Sequence[npt.NDArray[np.int64]], names: Sequence[str], use_labels: LabelUse
-) -> bool:
+def _complete(pieces: Sequence[Piece], found: Targets, use_labels: LabelUse) -> bool:
     """Whether every row has a label.
 
     Raises ExitkitError: labels are needed, and some rows lack one.
     """
-    missing = [(piece, found < 0) for piece, found in zip(pieces, ids, strict=True)]
+    missing = list(zip(pieces, found.gaps, strict=True))
     if not any(gaps.any() for _, gaps in missing):
         return True
     if use_labels == "optional":
@@ -271,6 +243,12 @@ def _complete(
             "back). Give a labelled split with --split."
         )
     piece, gaps = next((piece, gaps) for piece, gaps in missing if gaps.any())
-    raise ExitkitError(
-        f"{piece.row(int(gaps.argmax()))} has no label. Known: {', '.join(names)}. Fill or drop such rows."
-    )
+    known = f" Known: {', '.join(found.task.labels)}." if found.task.labels else ""
+    raise ExitkitError(f"{piece.row(int(gaps.argmax()))} has no label.{known} Fill or drop such rows.")
+
+
+def _arrow(values: npt.NDArray[Any]) -> pa.Array:
+    """[N] as numbers, [N, C] as lists."""
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]).cast(pa.list_(pa.int8()))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.model_selection import train_test_split
 
 from exitkit.data.catalogue import Source, catalogue
 from exitkit.data.columns import USUAL, Columns
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
+from exitkit.tasks import Answers, Classification, MultiLabel, Task
 
 SET_ASIDE = 0.1
 MOST_SET_ASIDE = 2000
@@ -27,7 +27,7 @@ class TrainingData:
     train: Rows
     calibration: Rows
     evaluation: Rows  # what metrics.json scores; its `origin` says which rows these are
-    labels: tuple[str, ...]
+    task: Task
 
 
 def training_and_calibration(
@@ -35,24 +35,23 @@ def training_and_calibration(
     columns: Columns = USUAL,
     seed: int = 0,
     max_train_samples: int | None = None,
+    task: str | None = None,
 ) -> TrainingData:
     """Read the rows to train on, and choose those to calibrate and to evaluate on.
 
     Calibration rows are the `validation` split when a labelled `test` split is left to score on; else a
     tenth of `train`, at most 2,000 rows, stratified where every class has two rows, chosen before
     `max_train_samples` and less the rows whose text is in the rest too. Evaluation rows are `validation`
-    where labelled, else the calibration rows.
+    where labelled, else the calibration rows. `task` is a kind of task; None = seen from the labels.
 
     Raises UsageError: no `train` split, or too little in it.
     """
     if max_train_samples is not None and max_train_samples < 2:
         raise UsageError(f"--max-train-samples is {max_train_samples}; it must be 2 or more.")
     found = catalogue(source)
-    train = read_from(found, "train", columns, None)
+    train = read_from(found, "train", columns, task)
     _check_enough(train)
-    validation = (
-        read_from(found, "validation", columns, train.labels) if labelled(found, "validation", columns) else None
-    )
+    validation = read_from(found, "validation", columns, train.task) if labelled(found, "validation", columns) else None
     if validation is not None and labelled(found, "test", columns):
         calibration = validation
     else:
@@ -62,7 +61,8 @@ def training_and_calibration(
         train = train.select(np.sort(chosen).tolist())
     _check_classes(train)
     evaluation = calibration if validation is None else validation
-    return TrainingData(train, calibration, evaluation, train.labels)
+    assert train.task is not None
+    return TrainingData(train, calibration, evaluation, train.task)
 
 
 def scoring_split(source: Source, columns: Columns = USUAL) -> str:
@@ -90,28 +90,35 @@ def _check_enough(train: Rows) -> None:
 
 
 def _check_classes(train: Rows) -> None:
-    present = np.unique(_ids(train))
-    if len(present) < 2:
+    where = f"the {len(train)} rows to train on from {train.origin.source}"
+    more = "Give other data, or a larger --max-train-samples where that is set."
+    labels = label_array(train)
+    if isinstance(train.task, Classification) and len(np.unique(labels)) < 2:
         raise UsageError(
-            f"the {len(train)} rows to train on from {train.origin.source} all have the label "
-            f"'{train.labels[present[0]]}'; at least two classes are needed. Give other data, or a larger "
-            "--max-train-samples where that is set."
+            f"{where} all have the label '{train.labels[labels[0]]}'; at least two classes are needed. {more}"
         )
+    if isinstance(train.task, MultiLabel) and not labels.any():
+        raise UsageError(f"{where} have no label at all. {more}")
+    if labels.ndim == 1 and labels.dtype.kind == "f" and np.ptp(labels) == 0:
+        raise UsageError(f"{where} all have the label {labels[0]:g}; there is nothing to learn. {more}")
 
 
-def _ids(rows: Rows) -> npt.NDArray[np.int64]:
-    ids: npt.NDArray[np.int64] = np.asarray(rows.data["label"][:], dtype=np.int64)
-    return ids
+def label_array(rows: Rows) -> Answers:
+    """The labels of labelled rows as their task stores them: [N], or [N, C] in multi-label."""
+    labels: Answers = np.asarray(rows.data["label"][:])
+    return labels
 
 
 def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
     """What is left to train on, and the rows set aside."""
-    ids = _ids(train)
     size = min(MOST_SET_ASIDE, max(1, round(SET_ASIDE * len(train))))
-    counts = np.bincount(ids)
-    counts = counts[counts > 0]
-    # scikit-learn refuses to stratify beyond these bounds.
-    stratify = ids if counts.min() >= 2 and size >= len(counts) else None
+    stratify = None
+    if isinstance(train.task, Classification):
+        ids = label_array(train)
+        counts = np.bincount(ids)
+        counts = counts[counts > 0]
+        # scikit-learn refuses to stratify beyond these bounds.
+        stratify = ids if counts.min() >= 2 and size >= len(counts) else None
     rest, aside = train_test_split(np.arange(len(train)), test_size=size, random_state=seed, stratify=stratify)
     kept = train.select(np.sort(rest).tolist())
     seen = set(_texts(kept))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, Literal, NamedTuple, NoReturn, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,20 @@ class Table:
     names: tuple[str, ...]
     rows: int
     column: Callable[[str], pa.ChunkedArray]
-    classes: Mapping[str, tuple[str, ...]]  # columns that hold class ids, with the names of the classes
+    classes: Mapping[str, tuple[str, ...]]  # columns that hold class ids or lists of them, with the classes' names
+
+
+class Piece(NamedTuple):
+    """Consecutive rows of one split."""
+
+    table: Table
+    start: int
+    stop: int
+    origin: str  # for messages
+
+    def row(self, position: int) -> str:
+        """The place of the row at `position` of the piece, for messages; people count from 1."""
+        return f"row {self.start + position + 1} of {self.origin}"
 
 
 def read_table(path: Path) -> Table:
@@ -95,7 +108,8 @@ def _mixture(values: Sequence[Any]) -> str | None:
 
 
 def _classes(features: Features) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(kind.names) for name, kind in features.items() if isinstance(kind, ClassLabel)}
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in features.items()}  # of the elements, in lists
+    return {name: tuple(kind.names) for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
 
 
 def _parquet(path: Path) -> Table:

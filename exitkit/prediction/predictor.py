@@ -65,7 +65,9 @@ class Predictor:
             probabilities: add those of all labels.
 
         Returns:
-            One `{"label", "score", "exit"}` per text: the label, its probability, the exit that answered (from 1).
+            One `{"label", "score", "exit"}` per text: the label, its probability, the exit that answered (from 1). In
+            multi-label, `label` and `score` are lists of the labels that hold; in regression `label` is the value and
+            `score` None.
 
         Raises:
             UsageError: not texts, or a policy or speed-up that this model has not been calibrated for.
@@ -87,7 +89,8 @@ class Predictor:
         """Probabilities [N, C] of all labels; arguments as in `predict`."""
         plan = self.plan(policy, speedup)
         chunks = _chunks(iter(_checked(texts)), batch_size)
-        found = [self.trace(chunk, plan).logits.softmax(dim=-1).cpu().numpy() for chunk in chunks]
+        task = self.artifact.task
+        found = [task.probabilities(self.trace(chunk, plan).logits).cpu().numpy() for chunk in chunks]
         return np.concatenate(found) if found else np.zeros((0, len(self.labels)), dtype=np.float32)
 
     def plan(self, policy: str | Mapping[str, Any] | None, speedup: float | str | None) -> Schedule:
@@ -119,17 +122,16 @@ class Predictor:
 
     def answers(self, trace: Trace, plan: Schedule, probabilities: bool) -> list[Answer]:
         """A trace as plain values."""
-        shares = trace.logits.softmax(dim=-1)
-        best = shares.argmax(dim=-1)
         skips = type(plan.first).gate is not ExitPolicy.gate
         answers: list[Answer] = []
-        columns = (best.tolist(), shares.tolist(), trace.exit.tolist(), trace.layers.tolist())
-        for number, share, exit, layers in zip(*columns, strict=True):
-            answer: Answer = {"label": self.labels[number], "score": share[number], "exit": exit}
+        said = self.artifact.task.rows(trace.logits, probabilities)
+        for row, exit, layers in zip(said, trace.exit.tolist(), trace.layers.tolist(), strict=True):
+            shares = row.pop("probabilities", None)
+            answer: Answer = {**row, "exit": exit}
             if skips:
                 answer["layers"] = layers
-            if probabilities:
-                answer["probabilities"] = dict(zip(self.labels, share, strict=True))
+            if shares is not None:
+                answer["probabilities"] = shares
             answers.append(answer)
         return answers
 
@@ -156,7 +158,7 @@ def stored_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
     stored = model.policies.get("policies", {})
     if choice is None or not choice.name:
         if choice is not None and choice.options:
-            choice = Choice(name=[model.policies.get("default", "entropy")], **choice.options)
+            choice = Choice(name=[model.policies.get("default", model.task.default_policy)], **choice.options)
         elif not stored:
             if speedup is not None:
                 raise UsageError(

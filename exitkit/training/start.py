@@ -20,21 +20,28 @@ from exitkit.heads import Pooling
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
+from exitkit.tasks import Task
 
 log = logging.getLogger("exitkit")
 
 
 def starting_model(
-    source: str, labels: Sequence[str], exits: Sequence[int] | None, pooling: Pooling, registry: Registry
+    source: str,
+    task: Task,
+    exits: Sequence[int] | None,
+    pooling: Pooling,
+    registry: Registry,
+    scale: float = 1.0,
 ) -> tuple[ExitModel, PreTrainedTokenizerBase]:
     """Load a checkpoint in fp32 with fresh exit heads and, unless it brings a fitting one, a fresh stock head.
 
     Args:
         source: a Hugging Face id or a folder.
-        labels: the label names of the data.
+        task: that of the data, with its labels.
         exits: layers that get an exit; None = all.
         pooling: what exits 1..E−1 read.
         registry: knows the encoder families.
+        scale: in regression, the standard deviation of the training labels.
 
     Raises:
         UsageError: no such model, an unknown family, or a classifier with other labels.
@@ -42,12 +49,13 @@ def starting_model(
     """
     config, tokenizer = _open(source)
     encoder = registry.encoder(config.model_type)
-    _check_labels(source, config, labels)
+    _check_labels(source, config, task)
     _check_weights(source)
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
+    config.num_labels = task.outputs
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+    config.problem_type = task.problem_type
     try:
         with quiet():
             stock, report = AutoModelForSequenceClassification.from_pretrained(
@@ -67,7 +75,7 @@ def starting_model(
         if not torch.isfinite(value).all():
             raise ExitkitError(f"--model {source}: weight {name} holds NaN or infinite values.")
     layers = len(encoder(stock).blocks)
-    return ExitModel(stock, encoder, exits or range(1, layers + 1), pooling), tokenizer
+    return ExitModel(stock, encoder, exits or range(1, layers + 1), pooling, scale), tokenizer
 
 
 def _open(source: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -86,14 +94,14 @@ def _open(source: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     return config, tokenizer
 
 
-def _check_labels(source: str, config: PreTrainedConfig, labels: Sequence[str]) -> None:
+def _check_labels(source: str, config: PreTrainedConfig, task: Task) -> None:
     """A classifier's head can be kept only if its classes are the data's, in the same order."""
     trained = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     theirs = [config.id2label[number] for number in sorted(config.id2label)]
-    if not trained or len(theirs) != len(labels) or theirs == list(labels):
+    if not trained or len(theirs) != task.outputs or theirs == list(task.labels) or not task.labels:
         return
     raise UsageError(
-        f"--model {source} is a classifier for the labels {', '.join(theirs)}; the data has {', '.join(labels)}. "
+        f"--model {source} is a classifier for the labels {', '.join(theirs)}; the data has {', '.join(task.labels)}. "
         "Rename the labels in one of them so that names and order agree."
     )
 

@@ -20,12 +20,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 import exitkit
-from exitkit import artifact, config, metrics, runtime
+from exitkit import artifact, config, runtime
 from exitkit.config import Choice, TrainConfig
 from exitkit.data.batches import batches, encode, limit
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows
-from exitkit.data.splits import TrainingData, training_and_calibration
+from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.errors import ExitkitError, UsageError, one_of
 from exitkit.heads import choose_pooling
 from exitkit.model import ExitModel
@@ -33,6 +33,7 @@ from exitkit.plugins import Registry, installed
 from exitkit.progress import bar, quiet
 from exitkit.recipe import Recipe
 from exitkit.replay import record
+from exitkit.tasks import Regression, balanced, needs_labels
 from exitkit.training.start import starting_model
 from exitkit.training.trainer import arguments, run_phase
 
@@ -65,21 +66,23 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     registry = installed()
     recipe_name, recipe = build_recipe(settings.recipe, registry)
     columns = Columns(settings.text_column, settings.pair_column, settings.label_column)
-    data = training_and_calibration(settings.data, columns, settings.seed, settings.max_train_samples)
+    data = training_and_calibration(settings.data, columns, settings.seed, settings.max_train_samples, settings.task)
+    metric = settings.metric or data.task.default_metric
+    data.task.metric(metric)  # refuse a misspelt label before training, not after
+    weights = class_weights(settings.class_weights, data.train)
+    scale = float(np.std(label_array(data.train))) if isinstance(data.task, Regression) else 1.0
     device = runtime.device(settings)
     set_seed(settings.seed)
     with _model_folder(str(settings.model), settings.seed) as source:
         model, tokenizer = starting_model(
-            source, data.labels, settings.exits, choose_pooling(settings.pooling), registry
+            source, data.task, settings.exits, choose_pooling(settings.pooling), registry, scale
         )
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
-    metric = settings.metric or metrics.DEFAULT
-    metrics.metric(metric, data.labels)  # refuse a misspelt label before training, not after
     model.to(device)
     phases = recipe.phases(model, settings.epochs)
     started = time.perf_counter()
     samples = _train_phases(
-        model, tokenizer, recipe, phases, data.train, max_length, settings, device, partial / TRAINING
+        model, tokenizer, recipe, phases, data.train, max_length, settings, device, partial / TRAINING, weights
     )
     seconds = time.perf_counter() - started
     report = {
@@ -136,19 +139,37 @@ def score_exits(
                 advance(64)
 
         recording = record(model, padded())
-    truth = np.asarray(rows.data["label"][:])
-    answers = recording.logits.argmax(dim=-1).numpy()
-    reference = answers[-1] if not metrics.needs_labels(metric) else truth
-    score = metrics.metric(metric, rows.labels)
+    task = rows.task
+    assert task is not None
+    truth, answers = label_array(rows), task.answers(recording.logits)
+    reference = truth if needs_labels(metric) else answers[-1]
+    score, usual = task.metric(metric), task.metric(task.default_metric)
     return [
         {
             "exit": number,
             "layer": layer,
             "score": score(reference, given),
-            "accuracy": float((given == truth).mean()),
+            task.default_metric: usual(truth, given),
         }
         for number, (layer, given) in enumerate(zip(model.exits, answers, strict=True), start=1)
     ]
+
+
+def class_weights(asked: str | Mapping[str, float] | None, rows: Rows) -> torch.Tensor | None:
+    """Weights [C] of the classes for the loss, or None.
+
+    Raises UsageError: regression, or a label that the data does not have.
+    """
+    if asked is None:
+        return None
+    assert rows.task is not None
+    weights = balanced(label_array(rows), rows.task)
+    if isinstance(asked, Mapping):
+        for label in asked:
+            if label not in rows.labels:
+                raise UsageError("--class-weights: " + one_of("label", label, rows.labels))
+        return torch.tensor([float(asked.get(label, 1.0)) for label in rows.labels])
+    return weights
 
 
 def _train_phases(
@@ -161,8 +182,11 @@ def _train_phases(
     settings: TrainConfig,
     device: torch.device,
     folder: Path,
+    weights: torch.Tensor | None,
 ) -> float:
     """Run what is left of the phases. Returns the rows that went through the model now."""
+    task = rows.task
+    assert task is not None
     encoded = encode(rows, tokenizer, max_length)
     encoded.set_format("python")
     samples = 0.0
@@ -186,7 +210,18 @@ def _train_phases(
         per_step = args.train_batch_size * args.gradient_accumulation_steps
         steps = -(-len(encoded) // per_step) * phase.epochs
         with bar(f"training ({phase.name})", round(steps)) as advance:
-            report = run_phase(model, recipe, phase, args, encoded, tokenizer, advance, Path(last) if last else None)
+            report = run_phase(
+                model,
+                recipe,
+                phase,
+                args,
+                encoded,
+                tokenizer,
+                advance,
+                Path(last) if last else None,
+                task,
+                weights,
+            )
         if not np.isfinite(report["train_loss"]):
             raise ExitkitError(
                 f"training diverged: the loss of phase '{phase.name}' is {report['train_loss']}. Lower the learning "
@@ -279,7 +314,7 @@ def _card(
     calibration = data.calibration
     return artifact.Card(
         task=model.task,
-        labels=data.labels,
+        labels=data.task.labels,
         exits=model.exits,
         pooling=model.pooling,
         recipe={**recipe, "epochs": settings.epochs, "seed": settings.seed, "rows": len(data.train)},
@@ -287,6 +322,7 @@ def _card(
         metric=metric,
         data={**data.train.origin.as_dict(), "indices": None},
         calibration={**calibration.origin.as_dict(), "rows": len(calibration), "hash": calibration.hash()},
+        scale=model.shape.scale,
         versions={
             "exitkit": exitkit.__version__,
             "torch": str(torch.__version__),

@@ -24,6 +24,7 @@ from exitkit.errors import UsageError, one_of
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
 from exitkit.recipe import EveryExit, Phase, Recipe
+from exitkit.tasks import Task
 
 OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
 """Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
@@ -32,9 +33,11 @@ OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", 
 class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Trains one phase of a recipe."""
 
-    def __init__(self, *args: Any, recipe: Recipe, phase: Phase, layers: tuple[int, ...], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, recipe: Recipe, phase: Phase, task: Task, weights: Tensor | None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.recipe, self.phase, self.layers = recipe, phase, layers
+        self.recipe, self.phase, self.task, self.weights = recipe, phase, task, weights
         self.remove_callback(PrinterCallback)  # prints to stdout
 
     def compute_loss(
@@ -42,7 +45,9 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     ) -> Tensor:
         """The recipe's losses for one batch, combined."""
         labels = inputs.pop("labels")
-        seen = EveryExit(logits=model(**inputs), labels=labels, layers=self.layers)
+        logits = model(**inputs)
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        seen = EveryExit(logits, labels, self.model.exits, self.task, weights)
         return self.recipe.combine(self.recipe.losses(self.phase.name, seen))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -143,6 +148,8 @@ def run_phase(
     tokenizer: PreTrainedTokenizerBase,
     advance: Advance,
     resume_from: Path | None,
+    task: Task,
+    weights: Tensor | None,
 ) -> dict[str, float]:
     """Train one phase. Returns the trainer's own metrics (`train_runtime` in seconds, `train_samples_per_second`)."""
     trainer = RecipeTrainer(
@@ -154,7 +161,8 @@ def run_phase(
         callbacks=[ShowProgress(advance)],
         recipe=recipe,
         phase=phase,
-        layers=model.exits,
+        task=task,
+        weights=weights,
     )
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return dict(result.metrics)

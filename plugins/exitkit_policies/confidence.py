@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from exitkit import Evidence, ExitPolicy, State, hookimpl, knob
+from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,29 @@ class Confidence(ExitPolicy):
 
     The rule of CascadeBERT (2012.14682, section 3.1) between the exits of one model. With two classes it makes the
     same decisions as entropy at another scale; with more it ignores how the rest is spread. The comparison is strict.
+
+    In multi-label it is the probability of a label's likelier side, of the least certain label.
     """
 
-    threshold: float = knob(0.9, low=lambda shape: 1 / shape.labels, high=1.0, off=2.0, raising="later", per_exit=True)
+    threshold: float = knob(0.9, low=lambda shape: guess(shape), high=1.0, off=2.0, raising="later", per_exit=True)
+
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """A value has no probability."""
+        if shape.task == "regression":
+            return "a single value has no probability. Use patience, which watches how much it still changes"
+        return None
 
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
         """Each unit by itself."""
+        if seen.task == "multi-label":
+            return seen.logits.float().abs().sigmoid().amin(dim=-1) > self.threshold, state
         return seen.logits.float().softmax(dim=-1).amax(dim=-1) > self.threshold, state
+
+
+def guess(shape: Shape) -> float:
+    """The confidence of a model that knows nothing."""
+    return 0.5 if shape.task == "multi-label" else 1 / shape.labels
 
 
 @hookimpl

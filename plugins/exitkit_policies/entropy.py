@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from exitkit import Evidence, ExitPolicy, State, hookimpl, knob, normalised_entropy
+from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob, label_entropy, normalised_entropy
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,23 @@ class Entropy(ExitPolicy):
     DeeBERT (2004.12993, section 2.2) with FastBERT's normalisation (2004.02178, eq. 7): entropy is divided by ln C,
     so a threshold means the same for any number of classes. To carry one over from DeeBERT, RomeBERT, BERxiT or
     ElasticBERT, which measure in nats, divide it by ln C. The comparison is strict.
+
+    In multi-label every label is a question of its own with the entropy of a coin, and the least certain one decides.
     """
 
     threshold: float = knob(0.1, low=0.0, high=1.0, off=-1.0, raising="earlier", per_exit=True)
 
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """A value has no entropy: softmax over one logit is 1, and everybody would leave at the first exit."""
+        if shape.task == "regression":
+            return "a single value has no entropy. Use patience, which watches how much it still changes"
+        return None
+
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
         """Each unit by itself."""
+        if seen.task == "multi-label":
+            return label_entropy(seen.logits).amax(dim=-1) < self.threshold, state
         return normalised_entropy(seen.logits) < self.threshold, state
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from exitkit import Evidence, ExitPolicy, State, hookimpl, knob
+from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,11 @@ class Fixed(ExitPolicy):
     reads: ClassVar[frozenset[str]] = frozenset()
 
     exit: int = knob(1, low=1, high=lambda shape: shape.exits, off=lambda shape: shape.exits, raising="later")
+
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """Never: it looks at nothing."""
+        return None
 
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
         """Everybody or nobody."""

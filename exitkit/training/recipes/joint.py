@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from exitkit.hookspecs import Register, hookimpl
 from exitkit.recipe import EveryExit, Group, Phase, Recipe
@@ -37,10 +36,10 @@ class Joint(Recipe):
         return [Phase("joint", epochs, groups)]
 
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
-        """One weighted cross-entropy per exit."""
+        """The task's loss at every exit, weighted."""
         total = sum(seen.layers)
         return {
-            f"exit_{number}": layer / total * cross_entropy(logits.float(), seen.labels)
+            f"exit_{number}": layer / total * seen.loss(logits)
             for number, (layer, logits) in enumerate(zip(seen.layers, seen.logits, strict=True), start=1)
         }
 
