@@ -186,6 +186,14 @@ class CalibrateConfig(Common, DataColumns):
     ] = Choice()
     currency: Annotated[Currency, flag("What the speed-up is counted in: layers, flops, or time.")] = "time"
     batch_size: Annotated[int, Field(ge=1), flag("Batch size that time is measured at.")] = 32
+    per_exit: Annotated[bool, flag("A threshold for every exit instead of one for all.")] = False
+    temperature: Annotated[
+        bool, flag("Fit a temperature per exit first, so that probabilities mean what they say.")
+    ] = False
+    min_exit: Annotated[int, Field(ge=1), flag("Nobody leaves before this exit.")] = 1
+    never_early: Annotated[Names, flag("A label that only the last exit may give; repeat for several.")] = Field(
+        default_factory=list
+    )
     metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None
     data: Annotated[Any, flag("Rows to calibrate on (default: those set aside by train).")] = None
     split: Annotated[str | None, flag("Split of --data, slices too: validation[:50%].")] = None
@@ -224,6 +232,7 @@ class PredictConfig(Common):
     batch_size: Annotated[int, Field(ge=1), flag("Rows at a time.")] = 32
     policy: Annotated[Chosen | None, flag("Exit policy (default: what calibrate stored).", short="-p")] = None
     speedup: Annotated[Speedup | None, flag("Use the calibrated setting for this speed-up.")] = None
+    max_exit: Annotated[int | None, Field(ge=1), flag("Everybody is answered at this exit at the latest.")] = None
     on_error: Annotated[Literal["stop", "skip"], flag("What to do with a line that cannot be read.")] = "stop"
     probabilities: Annotated[bool, flag("Give the probabilities of all labels.")] = False
     text_column: Annotated[str | None, flag("Column with the text.", panel=COLUMNS)] = None

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import PluginError
+from exitkit.limits import NONE, Limits
 from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
 
 
-def decide(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> tuple[Decision, State]:
-    """Ask a policy who leaves, and check its answer. Both forms of answer come back as a Decision."""
+def decide(
+    name: str, policy: ExitPolicy, seen: Evidence, state: State, limits: Limits = NONE
+) -> tuple[Decision, State]:
+    """Ask a policy who leaves, and check its answer. Both forms of answer come back as a Decision, within `limits`."""
     try:
         decision, new_state = policy.decide(seen, dict(state))  # a copy, so that keys added in place are seen
     except Exception as error:
@@ -25,7 +28,7 @@ def decide(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> tuple
         _must_be(name, "decide's answer", decision.answer, (units, labels), None)
     _must_be_state(name, "decide", new_state)
     _same_rows(name, new_state, state)
-    return decision, new_state
+    return limits.hold(seen, decision), new_state
 
 
 def gate(name: str, policy: ExitPolicy, before: Passage, state: State) -> Tensor | None:

@@ -67,7 +67,7 @@ def speedups(trace: Trace, price: Prices) -> dict[str, float]:
 class ReplayCost:
     """Work of replayed outcomes, from the lengths of the recorded rows."""
 
-    def __init__(self, recording: Recording, price: Prices, reads_logits: bool) -> None:
+    def __init__(self, recording: Recording, price: Prices, reads_logits: bool, asks_from: int = 1) -> None:
         lengths = recording.lengths.numpy().astype(np.float64)
         self.layer_of_exit = np.asarray(recording.layers)
         per_layer = np.stack(
@@ -75,7 +75,7 @@ class ReplayCost:
         )  # [L, N]
         up_to_exit = per_layer.cumsum(axis=0)[self.layer_of_exit - 1]  # [E, N]
         heads = np.asarray(price.heads, dtype=np.float64)
-        paid = heads.cumsum() if reads_logits else heads
+        paid = np.where(np.arange(len(heads)) < asks_from - 1, 0, heads).cumsum() if reads_logits else heads
         self._flops: npt.NDArray[np.float64] = up_to_exit + paid[:, None]
         self._full = float((up_to_exit[-1] + heads[-1]).sum())
         self._layers = len(price.layers)

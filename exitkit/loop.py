@@ -39,11 +39,11 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
     state = contract.start(schedule.name, schedule.first, stream.units, stream.hidden.device)
     trace = Recorder(stream, model.shape)
     below = 0
-    for exit, layer in enumerate(model.exits[:-1], start=1):
+    for exit, layer in enumerate(model.exits[: walk.last - 1], start=1):
         stream, ran = walk.climb(below, layer, stream, state, trace)
         below = layer
-        if not any(ran):
-            continue  # no state has changed since the exit before
+        if exit < schedule.asks_from or not any(ran):
+            continue  # nobody may leave, or no state has changed since the exit before
         seen, asked = walk.look(exit, layer, stream, ran, trace)
         decision, state = walk.decide(seen, asked, state)
         leaving = decision.leave.nonzero().squeeze(1)  # one read from the device per exit
@@ -53,7 +53,7 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
         if trace.waiting == 0:
             return trace.finish()
         stream, state = compact(stream, decision.leave, state)
-    stream, _ = walk.climb(below, model.shape.layers, stream, state, trace)
+    stream, _ = walk.climb(below, model.exits[walk.last - 1], stream, state, trace)
     walk.conclude(stream, state, trace)
     return trace.finish()
 
@@ -89,6 +89,8 @@ class Walk:
         self.name = schedule.name
         self.has_gates = type(schedule.first).gate is not ExitPolicy.gate
         self.reads = schedule.first.reads
+        self.limits = schedule.limits
+        self.last = self.limits.last(model.shape.exits)
         self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)
 
     def climb(self, below: int, top: int, stream: Stream, state: State, trace: Recorder) -> tuple[Stream, list[bool]]:
@@ -126,6 +128,11 @@ class Walk:
         new = self.model.encoder.layer(layer - 1, part.stream)
         return stream.carrying(stream.hidden.index_copy(0, part.tokens, new)), who
 
+    def read(self, exit: int, stream: Stream, units: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Features and logits of an exit as the policy and the user see them; see `ExitModel.read`."""
+        features, logits = self.model.read(exit, stream, units)
+        return features, self.limits.temper(exit, logits)
+
     def look(
         self, exit: int, layer: int, stream: Stream, ran: list[bool], trace: Recorder
     ) -> tuple[Evidence, Tensor | None]:
@@ -134,7 +141,7 @@ class Walk:
         Heads are run for those units only, and only if the policy reads any.
         """
         shape = self.model.shape
-        last = exit == shape.exits
+        last = exit == self.last
         all_ran = all(ran)
         if all_ran:
             fresh = stream.live if stream.active is None else torch.ones_like(stream.live)
@@ -145,7 +152,7 @@ class Walk:
             asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)
         probed = None
         if last or self.reads:
-            features, logits = self.model.read(exit, stream, asked)
+            features, logits = self.read(exit, stream, asked)
             rows = stream.row if asked is None else stream.row[asked]
             trace.answer(exit, rows, logits)
             if asked is not None:
@@ -173,7 +180,7 @@ class Walk:
 
     def decide(self, seen: Evidence, asked: Tensor | None, state: State) -> tuple[Decision, State]:
         """Ask the policy. Only units that it is asked about can leave, and only their state changes."""
-        decision, new = contract.decide(self.name, self.schedule.steps[seen.exit - 1], seen, state)
+        decision, new = contract.decide(self.name, self.schedule.steps[seen.exit - 1], seen, state, self.limits)
         if asked is None:
             return decision, new
         kept = {key: rows.index_copy(0, asked, new[key][asked]) for key, rows in state.items()}
@@ -187,19 +194,19 @@ class Walk:
         if decision.answer is not None:
             trace.replace(rows, decision.answer[leaving])
         elif not self.reads:
-            trace.answer(exit, rows, self.model.read(exit, stream, leaving)[1])
+            trace.answer(exit, rows, self.read(exit, stream, leaving)[1])
         trace.leave(exit, layer - stream.skipped[stream.sequence[leaving]], rows)
 
     def conclude(self, stream: Stream, state: State, trace: Recorder) -> None:
         """The last exit answers for whoever is left."""
-        shape = self.model.shape
-        seen, asked = self.look(shape.exits, shape.layers, stream, [True] * stream.sequences, trace)
+        layer = self.model.exits[self.last - 1]
+        seen, asked = self.look(self.last, layer, stream, [True] * stream.sequences, trace)
         rows = stream.row if asked is None else stream.row[asked]
-        answer = contract.conclude(self.name, self.schedule.steps[-1], seen, state)
+        answer = contract.conclude(self.name, self.schedule.steps[self.last - 1], seen, state)
         if answer is not None:
             trace.replace(rows, answer if asked is None else answer[asked])
         sequence = stream.sequence if asked is None else stream.sequence[asked]
-        trace.leave(shape.exits, shape.layers - stream.skipped[sequence], rows)
+        trace.leave(self.last, layer - stream.skipped[sequence], rows)
 
 
 def _spread(answers: Tensor, asked: Tensor | None, units: int) -> Tensor:

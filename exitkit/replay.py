@@ -61,13 +61,15 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
     """What a schedule would answer, and where. Equal to a live run, but for ties within rounding of a threshold."""
     shape, units = recording.shape, recording.rows
     state = contract.start(schedule.name, schedule.first, units, recording.logits.device)
-    answers = recording.logits[-1].clone()
-    taken = torch.full((units,), shape.exits)
+    limits = schedule.limits
+    last = limits.last(shape.exits)
+    answers = limits.temper(last, recording.logits[last - 1]).clone()
+    taken = torch.full((units,), last)
     live = torch.ones(units, dtype=torch.bool)
     everyone = torch.ones(units, dtype=torch.bool)
     sequence = torch.arange(units)
     place = torch.zeros_like(sequence)
-    for exit in range(1, shape.exits + 1):
+    for exit in range(schedule.asks_from, last + 1):
         seen = Evidence(
             exit=exit,
             exits=shape.exits,
@@ -75,7 +77,7 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
             layers=shape.layers,
             labels=shape.labels,
             task=shape.task,
-            logits=recording.logits[exit - 1],
+            logits=limits.temper(exit, recording.logits[exit - 1]),
             live=live,
             fresh=everyone,
             sequence=sequence,
@@ -83,12 +85,12 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
             scale=shape.scale,
         )
         policy = schedule.steps[exit - 1]
-        if exit == shape.exits:
+        if exit == last:
             final = contract.conclude(schedule.name, policy, seen, state)
             if final is not None:
                 answers[live] = final.float()[live]
             break
-        decision, state = contract.decide(schedule.name, policy, seen, state)
+        decision, state = contract.decide(schedule.name, policy, seen, state, limits)
         leave = decision.leave & live
         said = seen.logits if decision.answer is None else decision.answer.float()
         answers[leave] = said[leave]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exitkit.errors import UsageError, one_of
+from exitkit.limits import NONE, Limits
 from exitkit.policy import Bound, ExitPolicy, Knob, Shape, knobs
 
 Settings = dict[str, Any]
@@ -22,14 +23,22 @@ class Schedule:
     name: str
     settings: Settings
     steps: tuple[ExitPolicy, ...]  # [E]
+    limits: Limits = NONE
 
     @property
     def first(self) -> ExitPolicy:
         """The policy that starts the state and, where it has gates, works them."""
         return self.steps[0]
 
+    @property
+    def asks_from(self) -> int:
+        """The first exit whose head is run: a policy without memory need not see exits that nobody may leave at."""
+        return self.limits.min_exit if type(self.first).start is ExitPolicy.start else 1
 
-def schedule(name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], shape: Shape) -> Schedule:
+
+def schedule(
+    name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], shape: Shape, limits: Limits = NONE
+) -> Schedule:
     """Set up a policy for a model.
 
     Args:
@@ -37,12 +46,14 @@ def schedule(name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], s
         policy: its class.
         settings: values by field; missing fields take their defaults, `off` stands for a knob's off value.
         shape: the model's.
+        limits: rules around the policy.
 
     Raises:
         UsageError: a setting that the policy does not have, or a value that it may not take.
     """
     if reason := policy.refuses(shape):
         raise UsageError(f"policy '{name}' does not work for {shape.task}: {reason}.")
+    limits.check(name, policy, shape)
     declared = {knob.name: knob for knob in knobs(policy, shape.task)}
     elsewhere = {knob.name for knob in knobs(policy)} - declared.keys()
     fields = {field.name: field for field in dataclasses.fields(policy) if field.name not in elsewhere}  # type: ignore[arg-type]
@@ -63,7 +74,7 @@ def schedule(name: str, policy: type[ExitPolicy], settings: Mapping[str, Any], s
             for key, value in complete.items()
         }
         steps.append(policy(**now))
-    return Schedule(name, complete, tuple(steps))
+    return Schedule(name, complete, tuple(steps), limits)
 
 
 def off(name: str, policy: type[ExitPolicy], shape: Shape) -> Schedule:

@@ -13,19 +13,9 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
     {"errors", "policy", "hookspecs", "config", "progress", "metrics"},
-    {
-        "tasks",
-        "settings",
-        "contract",
-        "stream",
-        "attention",
-        "encoders",
-        "heads",
-        "trace",
-        "recipe",
-        "runtime",
-        "clock",
-    },
+    {"limits"},
+    {"tasks", "settings", "contract", "stream", "attention", "encoders"},
+    {"heads", "trace", "recipe", "runtime", "clock"},
     {"loop", "data"},
     {"model"},
     {"plugins", "replay"},

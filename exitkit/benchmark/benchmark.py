@@ -30,7 +30,7 @@ from exitkit.errors import ExitkitError, UsageError
 from exitkit.loop import run
 from exitkit.measure import full_model, on_device, run_all, score, truth_of
 from exitkit.plugins import Registry, installed
-from exitkit.prediction.predictor import point_for
+from exitkit.prediction.predictor import limits_of, point_for
 from exitkit.progress import bar
 from exitkit.settings import Schedule, off, schedule
 from exitkit.stream import Batch
@@ -172,7 +172,7 @@ def _contenders(model: Artifact, registry: Registry, settings: BenchmarkConfig, 
         if settings.speedups is None and entry is not None:
             _must_be_other_rows(model, entry["calibration"], rows)
             chosen = entry["chosen"]
-            plan = schedule(name, policy, chosen["settings"], shape)
+            plan = schedule(name, policy, chosen["settings"], shape, limits_of(entry, model))
             found.append(
                 Contender(
                     f"{name} as calibrated",
@@ -214,14 +214,16 @@ def _at_target(
         point = point_for(entry, target)
         if chosen["target_speedup"] == target:
             _must_be_other_rows(model, entry["calibration"], rows)
-            plan = schedule(name, policy, chosen["settings"], shape)
+            plan = schedule(name, policy, chosen["settings"], shape, limits_of(entry, model))
             return Contender(key, plan, target, currency, chosen["exit_histogram"])
         if point is not None:
             _must_be_other_rows(model, entry["calibration"], rows)
-            return Contender(key, schedule(name, policy, point.settings, shape), target, currency)
+            plan = schedule(name, policy, point.settings, shape, limits_of(entry, model))
+            return Contender(key, plan, target, currency)
     study = studies.get("study")
     if study is None:
         study = studies["study"] = _study(model, registry, settings, rows)
+    study.limits = limits_of(entry or {}, model)
     candidates = study.candidates(name, {}, currency)
     live, _ = confirm(study, name, candidates, currency, target)
     if live.speedup[currency] < 0.97 * target:

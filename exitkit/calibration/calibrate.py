@@ -12,15 +12,16 @@ import torch
 
 from exitkit import artifact, config, runtime
 from exitkit.artifact import Artifact
-from exitkit.calibration import search
+from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study
 from exitkit.config import CalibrateConfig, Choice
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Origin, Rows, read, reread
 from exitkit.errors import UsageError, one_of
+from exitkit.limits import Limits
 from exitkit.plugins import Registry, installed
-from exitkit.policy import knobs
+from exitkit.policy import ExitPolicy, Shape, knobs
 from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")
@@ -57,9 +58,21 @@ def calibrate(
     held = held_settings(settings.policy, [name], registry)[name]
     rows = calibration_rows(model, settings.data, settings.split, columns_of(settings))
     metric = chosen_metric(settings.metric, model, rows)
-    study = Study(model, registry, rows, metric, settings.batch_size)
+    labels = model.card.labels
+    limits = Limits.from_dict({"min_exit": settings.min_exit, "never_early": settings.never_early}, labels)
+    limits.check(name, registry.policy(name), model.model.shape)
+    study = Study(model, registry, rows, metric, settings.batch_size, limits)
+    fitted = temperature.fit(study.recording.logits, study.truth, study.task) if settings.temperature else None
+    if fitted:
+        study.limits = replace(limits, temperatures=fitted.values)
     found = study.candidates(name, held, settings.currency)
+    if settings.per_exit:
+        found = _per_exit(study, name, found, settings)
     result, confirmed, found = _confirm(study, name, found, settings)
+    result["limits"] = study.limits.as_dict(labels)
+    result["temperature"] = fitted.as_dict() if fitted else None
+    if _only_points(registry.policy(name), held, model.model.shape):
+        result["reachable"] = [_point(candidate) for candidate in found]
     if result["feasible"]:
         _store(model, name, settings, rows, confirmed, found, result)
     return result
@@ -190,6 +203,24 @@ def _confirm(
     return result, live, found
 
 
+def _per_exit(study: Study, name: str, found: list[Candidate], settings: CalibrateConfig) -> list[Candidate]:
+    """Candidates with a threshold per exit beside those with a common one."""
+    policy, currency, target = study.registry.policy(name), settings.currency, settings.target_speedup
+    if policy.rewrites:
+        raise UsageError(f"--per-exit: policy '{name}' changes later states, so its exits cannot be set one by one.")
+    if target is None:
+        assert settings.max_drop is not None
+        within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
+        target = within.speedup[currency] if within else 1.0
+    evaluate = study.evaluator(policy)
+    return per_exit.candidates(name, policy, found, study.model.model.shape, evaluate, currency, target)
+
+
+def _only_points(policy: type[ExitPolicy], held: Mapping[str, Any], shape: Shape) -> bool:
+    """Whether a policy has few settings, so that most speed-ups are out of reach however long one searches."""
+    return all(knob.kind is not float for knob in knobs(policy, shape.task) if knob.name not in held)
+
+
 def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig) -> str:
     currency = settings.currency
     if settings.target_speedup is None:
@@ -199,6 +230,8 @@ def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig) ->
         )
     fastest = max(c.speedup[currency] for c in found)
     reach = f"the fastest setting of '{name}' is {fastest:.2f}x in {currency}. "
+    if settings.min_exit > 1 or settings.never_early:
+        return reach + "Ask for less, or allow more: a lower --min-exit, fewer --never-early labels."
     if currency == "time":
         return reach + "Ask for less, count in flops or layers, or time a larger --batch-size."
     return reach + "Ask for less, try another policy, or train with exits at earlier layers."
@@ -227,6 +260,7 @@ def _store(
         "precision": "bf16" if settings.precision == "bf16" else "fp32",
         "threads": torch.get_num_threads(),
         "metric": live.scored.metric,
+        "limits": result["limits"],
         "calibration": {**rows.origin.as_dict(), "rows": len(rows), "hash": rows.hash()},
     }
     stored = artifact.read_policies(model.folder)

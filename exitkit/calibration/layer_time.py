@@ -127,9 +127,12 @@ def _line(sizes: Sequence[int], points: Sequence[tuple[int, int, float]]) -> Lin
 class PredictedTime:
     """Seconds that replayed outcomes would take in batches of consecutive rows."""
 
-    def __init__(self, recording: Recording, times: LayerTimes, batch_size: int, reads_logits: bool) -> None:
+    def __init__(
+        self, recording: Recording, times: LayerTimes, batch_size: int, reads_logits: bool, asks_from: int = 1
+    ) -> None:
         self.times = times
         self.reads_logits = reads_logits
+        self.asks_from = asks_from
         self.layers = recording.layers
         self.lengths = recording.lengths.numpy().astype(np.float64)
         self.starts = np.arange(0, recording.rows, batch_size)
@@ -151,7 +154,7 @@ class PredictedTime:
             below = layer
             if exit == len(self.layers):
                 total += float(self.times.last(sequences, tokens).sum())
-            elif self.reads_logits or (taken == exit).any():
+            elif (self.reads_logits and exit >= self.asks_from) or (taken == exit).any():
                 total += float(self.times.exit(sequences, tokens).sum())
         return total
 

@@ -15,6 +15,7 @@ from exitkit.calibration.search import Candidate
 from exitkit.clock import Times
 from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
+from exitkit.limits import NONE, Limits
 from exitkit.loop import run
 from exitkit.measure import Scored, full_model, on_device, run_all, score, truth_of
 from exitkit.plugins import Registry
@@ -43,7 +44,15 @@ class Live:
 class Study:
     """Records the rows once; everything else is looked up, replayed or, where it must be, run."""
 
-    def __init__(self, model: Artifact, registry: Registry, rows: Rows, metric: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Artifact,
+        registry: Registry,
+        rows: Rows,
+        metric: str,
+        batch_size: int,
+        limits: Limits = NONE,
+    ) -> None:
         self.model, self.registry, self.rows, self.metric = model, registry, rows, metric
         self.task = model.task
         self.batches = on_device(rows, model, batch_size)
@@ -64,6 +73,8 @@ class Study:
         self._reference = self.full if self.truth is None or not needs_labels(metric) else self.truth
         self.full_score = self._score(self._reference, self.full)
         self._plan_full = full_model(model, registry)
+        self.limits = limits
+        """Rules around every policy; change them before candidates are asked for."""
 
     def candidates(self, name: str, held: Mapping[str, Any], currency: str) -> list[Candidate]:
         """All settings of a policy worth considering, slow to fast."""
@@ -82,11 +93,13 @@ class Study:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
         if policy.rewrites:
             return self._run
-        cost = ReplayCost(self.recording, self.price, bool(policy.reads))
-        clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, bool(policy.reads))
+        asks_from = self.limits.min_exit if policy.start is ExitPolicy.start else 1
+        reads = bool(policy.reads)
+        cost = ReplayCost(self.recording, self.price, reads, asks_from)
+        clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, asks_from)
 
         def evaluate(plan: Schedule) -> Candidate:
-            outcome = replay(self.recording, plan)
+            outcome = replay(self.recording, replace(plan, limits=self.limits))
             answers = self.task.answers(outcome.logits)
             return Candidate(
                 settings=plan.settings,
@@ -122,7 +135,7 @@ class Study:
 
     def plan(self, name: str, settings: Mapping[str, Any]) -> Schedule:
         """Settings as a schedule for this model."""
-        return schedule(name, self.registry.policy(name), settings, self.model.model.shape)
+        return schedule(name, self.registry.policy(name), settings, self.model.model.shape, self.limits)
 
     def _time(self, plan: Schedule) -> Times:
         most = max(size for size in TIMED_BATCHES if size <= self.batch_size)
@@ -138,6 +151,7 @@ class Study:
             return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance)
 
     def _run(self, plan: Schedule) -> Candidate:
+        plan = replace(plan, limits=self.limits)
         trace = run_all(self.model, self.batches, plan, f"running {plan.name}")
         counted = speedups(trace, self.price)
         answers = self.task.answers(trace.logits)

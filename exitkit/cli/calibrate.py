@@ -51,7 +51,19 @@ def show(result: dict[str, Any], console: Console) -> None:
     )
     table.add_row("rows per exit", "  ".join(map(str, result["exit_histogram"])))
     table.add_row("rows", f"{result['rows']} of {result['split']}")
+    if result["limits"]:
+        limits = {key: value for key, value in result["limits"].items() if key != "temperatures"}
+        if limits:
+            table.add_row("limits", ", ".join(f"{key} = {value}" for key, value in limits.items()))
     console.print(table, highlight=False)
+    if result["temperature"]:
+        console.print(_temperatures(result["temperature"]))
+    if "reachable" in result:
+        points = ", ".join(
+            f"{point['speedup'][result['currency']]:.2f}x ({100 * point['score']:.1f} %)"
+            for point in result["reachable"]
+        )
+        console.print(f"all that {result['policy']} can reach: {points}", highlight=False)
     if result["better"]:
         other = result["better"]
         console.print(
@@ -61,3 +73,17 @@ def show(result: dict[str, Any], console: Console) -> None:
         )
     if not result["feasible"]:
         console.print(f"[bold red]not reached:[/] {result['advice']} policy.yaml is unchanged.", highlight=False)
+
+
+def _temperatures(fitted: dict[str, Any]) -> Table:
+    """Temperature of every exit, and what it did."""
+    table = Table(box=None, title="temperatures, measured on rows that did not fit them", title_justify="left")
+    for column in ("exit", "temperature", "neg. log-likelihood", "calibration error"):
+        table.add_column(column, justify="right")
+    for number, value in enumerate(fitted["values"], start=1):
+        moved = [
+            f"{fitted[kind]['before'][number - 1]:.3f} → {fitted[kind]['after'][number - 1]:.3f}"
+            for kind in ("nll", "ece")
+        ]
+        table.add_row(str(number), f"{value:.2f}", *moved)
+    return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from exitkit.calibration.calibrate import held_settings
 from exitkit.calibration.search import Candidate, pick
 from exitkit.config import Choice, PredictConfig
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.limits import NONE, Limits
 from exitkit.loop import run
 from exitkit.measure import full_model
 from exitkit.plugins import Registry, installed
@@ -51,6 +53,7 @@ class Predictor:
         *,
         policy: str | Mapping[str, Any] | None = None,
         speedup: float | str | None = None,
+        max_exit: int | None = None,
         batch_size: int = 32,
         probabilities: bool = False,
     ) -> list[Answer]:
@@ -61,6 +64,7 @@ class Predictor:
             policy: a policy's name, or a mapping of its `name` and settings; default is what calibrate stored, else
                 the full model.
             speedup: use the calibrated setting for this speed-up.
+            max_exit: a deadline: everybody is answered at this exit at the latest.
             batch_size: rows at a time; answers do not depend on it.
             probabilities: add those of all labels.
 
@@ -72,7 +76,7 @@ class Predictor:
         Raises:
             UsageError: not texts, or a policy or speed-up that this model has not been calibrated for.
         """
-        plan = self.plan(policy, speedup)
+        plan = self.plan(policy, speedup, max_exit)
         answers: list[Answer] = []
         for chunk in _chunks(iter(_checked(texts)), batch_size):
             answers += self.answers(self.trace(chunk, plan), plan, probabilities)
@@ -84,22 +88,28 @@ class Predictor:
         *,
         policy: str | Mapping[str, Any] | None = None,
         speedup: float | str | None = None,
+        max_exit: int | None = None,
         batch_size: int = 32,
     ) -> npt.NDArray[np.float32]:
         """Probabilities [N, C] of all labels; arguments as in `predict`."""
-        plan = self.plan(policy, speedup)
+        plan = self.plan(policy, speedup, max_exit)
         chunks = _chunks(iter(_checked(texts)), batch_size)
         task = self.artifact.task
         found = [task.probabilities(self.trace(chunk, plan).logits).cpu().numpy() for chunk in chunks]
         return np.concatenate(found) if found else np.zeros((0, len(self.labels)), dtype=np.float32)
 
-    def plan(self, policy: str | Mapping[str, Any] | None, speedup: float | str | None) -> Schedule:
+    def plan(
+        self,
+        policy: str | Mapping[str, Any] | None = None,
+        speedup: float | str | None = None,
+        max_exit: int | None = None,
+    ) -> Schedule:
         """The schedule that arguments of `predict` mean."""
         choice = None
         if policy is not None:
             choice = config.parse(PredictConfig, {"policy": policy}).policy
         wanted = None if speedup is None else config.parse(PredictConfig, {"speedup": speedup}).speedup
-        return stored_plan(self.artifact, self.registry, choice, wanted)
+        return stored_plan(self.artifact, self.registry, choice, wanted, max_exit)
 
     def trace(self, texts: Sequence[Text], plan: Schedule) -> Trace:
         """Run one batch of texts."""
@@ -149,7 +159,23 @@ def load(folder: str | Path, *, device: str = "auto", precision: str = "auto", t
     return Predictor(model, registry)
 
 
-def stored_plan(model: Artifact, registry: Registry, choice: Choice | None, speedup: float | None = None) -> Schedule:
+def stored_plan(
+    model: Artifact,
+    registry: Registry,
+    choice: Choice | None,
+    speedup: float | None = None,
+    max_exit: int | None = None,
+) -> Schedule:
+    """`choose_plan` with a deadline: everybody is answered at exit `max_exit` at the latest."""
+    plan = choose_plan(model, registry, choice, speedup)
+    if max_exit is None:
+        return plan
+    limits = replace(plan.limits, max_exit=max_exit)
+    limits.check(plan.name, registry.policy(plan.name), model.model.shape)
+    return replace(plan, limits=limits)
+
+
+def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, speedup: float | None = None) -> Schedule:
     """The policy to answer with: as asked, else as calibrated, else the full model (with a notice).
 
     Raises:
@@ -174,7 +200,9 @@ def stored_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
     name = choice.name[0]
     policy = registry.policy(name)
     given = held_settings(choice, [name], registry)[name]
+    limits = NONE
     if name in stored:
+        limits = limits_of(stored[name], model)
         settings = {**_stored_settings(model, name, stored[name], speedup), **given}
     elif given or speedup is None:
         if not given:
@@ -182,7 +210,12 @@ def stored_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
         settings = given
     else:
         raise UsageError(f"policy '{name}' has not been calibrated on {model.folder}; calibrated: {', '.join(stored)}.")
-    return schedule(name, policy, settings, model.model.shape)
+    return schedule(name, policy, settings, model.model.shape, limits)
+
+
+def limits_of(entry: Mapping[str, Any], model: Artifact) -> Limits:
+    """The rules that a policy was calibrated with."""
+    return Limits.from_dict(entry.get("limits", {}), model.card.labels)
 
 
 def point_for(entry: Mapping[str, Any], speedup: float, currency: str | None = None) -> Candidate | None:
@@ -207,7 +240,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
     registry = installed()
     model = artifact.read(settings.artifact, registry, runtime.device(settings), runtime.inference_dtype(settings))
     predictor = Predictor(model, registry)
-    plan = stored_plan(model, registry, settings.policy, settings.speedup)
+    plan = stored_plan(model, registry, settings.policy, settings.speedup, settings.max_exit)
     lines = read(
         cast(Any, source),
         text_column=settings.text_column,

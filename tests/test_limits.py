@@ -1,0 +1,226 @@
+"""Rules around a policy, temperatures, and thresholds exit by exit: the same live, replayed and stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exitkit
+from exitkit.calibration import per_exit, search, temperature
+from exitkit.calibration.search import Candidate
+from exitkit.cost import ReplayCost, prices, speedups
+from exitkit.errors import UsageError
+from exitkit.limits import NONE, Limits
+from exitkit.loop import run
+from exitkit.plugins import installed
+from exitkit.policy import Decision
+from exitkit.replay import record, replay
+from exitkit.settings import Schedule, schedule
+from exitkit.tasks import Classification, MultiLabel, Regression
+from exitkit.testing import SHAPE, evidence, recording, scripted, tiny_batch, tiny_model
+
+REGISTRY = installed()
+TEMPERATURES = (1.5, 2.0, 0.5, 3.0, 1.0, 2.0)
+
+
+def plan(name: str = "entropy", limits: Limits = NONE, **knobs: object) -> Schedule:
+    return schedule(name, REGISTRY.policy(name), knobs, SHAPE, limits)
+
+
+def test_nobody_leaves_before_the_first_exit_allowed() -> None:
+    taken = replay(recording(scripted(100)), plan(threshold=1.0, limits=Limits(min_exit=3))).exit
+    assert taken.min() == 3
+
+
+def test_a_policy_with_memory_still_sees_the_exits_before() -> None:
+    logits = torch.zeros(6, 1, 3)
+    logits[:, 0, 1] = 5.0
+    assert replay(recording(logits), plan("patience", Limits(min_exit=3), patience=2)).exit.tolist() == [3]
+    assert plan("patience", Limits(min_exit=3)).asks_from == 1
+    assert plan("entropy", Limits(min_exit=3)).asks_from == 3
+
+
+def test_a_label_that_must_not_leave_early_is_answered_by_the_last_exit_only() -> None:
+    outcome = replay(recording(scripted(300)), plan(threshold=0.7, limits=Limits(never_early=(1,))))
+    early = outcome.exit < 6
+    assert early.any()
+    assert not (outcome.logits[early].argmax(dim=1) == 1).any()
+    free = replay(recording(scripted(300)), plan(threshold=0.7))
+    same = free.logits.argmax(dim=1) != 1
+    assert torch.equal(outcome.exit[same & (free.exit == 1)], free.exit[same & (free.exit == 1)])
+
+
+def test_in_multi_label_one_kept_label_keeps_the_row() -> None:
+    seen = evidence(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), task="multi-label")
+    held = Limits(never_early=(0,)).hold(seen, Decision(torch.tensor([True, True])))
+    assert held.leave.tolist() == [False, True]
+
+
+def test_a_policys_own_answer_counts_for_labels_kept_back() -> None:
+    seen = evidence(torch.tensor([[1.0, 0.0]]))
+    own = Decision(torch.tensor([True]), answer=torch.tensor([[0.0, 1.0]]))
+    assert Limits(never_early=(0,)).hold(seen, own).leave.tolist() == [True]
+    assert Limits(never_early=(1,)).hold(seen, own).leave.tolist() == [False]
+
+
+def test_at_the_deadline_everybody_is_answered_with_what_that_exit_says() -> None:
+    logits = scripted(50)
+    outcome = replay(recording(logits), plan(threshold=-1.0, limits=Limits(max_exit=4)))
+    assert (outcome.exit == 4).all()
+    assert torch.equal(outcome.logits, logits[3])
+
+
+LIMITS = st.builds(
+    Limits,
+    min_exit=st.integers(1, 6),
+    max_exit=st.none() | st.integers(1, 6),
+    never_early=st.sets(st.integers(0, 2), max_size=2).map(lambda found: tuple(sorted(found))),
+    temperatures=st.none() | st.just(TEMPERATURES),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(limits=LIMITS, name=st.sampled_from(["entropy", "patience", "confidence"]))
+def test_live_and_replayed_limits_agree_and_cost_the_same(limits: Limits, name: str) -> None:
+    model, batch = tiny_model(), tiny_batch()
+    recorded = record(model, [batch])
+    chosen = schedule(name, REGISTRY.policy(name), {}, model.shape, limits)
+    live, guessed = run(model, batch, chosen), replay(recorded, chosen)
+    assert torch.equal(live.exit, guessed.exit)
+    assert torch.allclose(live.logits, guessed.logits, atol=1e-4)
+    if limits.max_exit is None or limits.max_exit >= limits.min_exit:
+        price = prices(model)
+        predicted = ReplayCost(recorded, price, True, chosen.asks_from).speedups(guessed)
+        assert predicted == pytest.approx(speedups(live, price))
+    again = Limits.from_dict(yaml.safe_load(yaml.safe_dump(limits.as_dict("abc"))), "abc")
+    assert again == limits
+
+
+def test_heads_below_the_first_exit_allowed_are_not_run() -> None:
+    trace = run(tiny_model(), tiny_batch(), plan(threshold=0.5, limits=Limits(min_exit=3)))
+    assert trace.work.heads[:2] == (0, 0)
+    assert trace.work.heads[2] == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "words"),
+    [
+        ("entropy", Limits(min_exit=7), "--min-exit 7: this model has exits 1 to 6"),
+        ("entropy", Limits(max_exit=0), "--max-exit 0"),
+        ("fixed", Limits(never_early=(0,)), "does not look at answers"),
+        ("entropy", Limits(temperatures=(1.0,)), "1 temperatures for 6 exits"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(name: str, limits: Limits, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan(name, limits)
+
+
+# --- temperatures
+
+
+def test_a_temperature_undoes_the_scale_of_logits() -> None:
+    random = torch.Generator().manual_seed(0)
+    fair = 2 * torch.randn(4000, 3, generator=random)
+    truth = torch.multinomial(fair.softmax(dim=1), 1, generator=random).squeeze(1).numpy()
+    found = temperature.fit(torch.stack([3 * fair, fair, fair / 2]), truth, Classification(("a", "b", "c")))
+    assert found.values == pytest.approx((3.0, 1.0, 0.5), rel=0.08)
+    assert found.nll[0][1] < found.nll[0][0] - 0.1
+    assert found.ece[0][1] < 0.03 < found.ece[0][0]
+    signs = torch.bernoulli(fair.sigmoid(), generator=random).numpy()
+    assert temperature.fit(2 * fair[None], signs, MultiLabel(("a", "b", "c"))).values == pytest.approx((2.0,), rel=0.08)
+
+
+def test_calibration_error_by_hand() -> None:
+    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]]).log()
+    labels = torch.tensor([0, 1, 1])
+    by_hand = (2 * abs(0.9 - 0.5) + abs(0.7 - 1.0)) / 3
+    assert temperature.calibration_error(logits, labels, Classification(("a", "b"))) == pytest.approx(by_hand)
+
+
+def test_temperatures_need_labels_and_probabilities() -> None:
+    with pytest.raises(UsageError, match="needs labelled"):
+        temperature.fit(scripted(10), None, Classification(("a", "b", "c")))
+    with pytest.raises(UsageError, match="regression has no probabilities"):
+        temperature.fit(scripted(10), np.zeros(10), Regression())
+
+
+# --- thresholds exit by exit
+
+
+def _misled(units: int = 400) -> torch.Tensor:
+    """Exit 1 is sure of itself and often wrong; exits 2 and 3 are modest and right."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.zeros(4, units, 2)
+    logits[1:, :, 1] = torch.tensor([2.0, 2.5, 9.0])[:, None] + torch.rand(3, units, generator=random)
+    wrong = torch.rand(units, generator=random) < 0.5
+    logits[0, :, 0] = torch.where(wrong, 3.0, -3.0) + torch.rand(units, generator=random)
+    return logits
+
+
+def test_a_threshold_per_exit_distrusts_an_exit_that_is_sure_and_wrong() -> None:
+    recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
+
+    def evaluate(tried: Schedule) -> Candidate:
+        outcome = replay(recorded, tried)
+        right = float((outcome.logits.argmax(dim=1) == 1).float().mean())
+        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, right, outcome.exit)
+
+    policy, shape = REGISTRY.policy("entropy"), recorded.shape
+    common = search.candidates("entropy", policy, {}, shape, evaluate, "layers")
+    both = per_exit.candidates("entropy", policy, common, shape, evaluate, "layers", 1.5)
+    before, after = (search.pick(found, "layers", 1.5) for found in (common, both))
+    assert before.score < 0.8
+    assert after.score == 1.0
+    assert len(after.settings["threshold"]) == 3
+
+
+def test_per_exit_is_refused_where_it_makes_no_sense() -> None:
+    with pytest.raises(UsageError, match="'patience' has no setting that may differ"):
+        per_exit.candidates("patience", REGISTRY.policy("patience"), [], SHAPE, lambda plan: None, "layers", 2.0)  # type: ignore[arg-type,return-value]
+    shape = replace(SHAPE, exits=2)
+    with pytest.raises(UsageError, match="only one threshold"):
+        per_exit.candidates("entropy", REGISTRY.policy("entropy"), [], shape, lambda plan: None, "layers", 2.0)  # type: ignore[arg-type,return-value]
+
+
+# --- stored and used again
+
+
+def test_calibrated_limits_and_temperatures_hold_in_predict_and_benchmark(artifact: Path) -> None:
+    found = exitkit.calibrate(
+        artifact,
+        target_speedup=1.2,
+        currency="layers",
+        min_exit=2,
+        never_early=["negative"],
+        temperature=True,
+        per_exit=True,
+    )
+    assert found["feasible"]
+    assert found["exit_histogram"][0] == 0
+    stored = yaml.safe_load((artifact / "policy.yaml").read_text())["policies"]["entropy"]["limits"]
+    assert stored == found["limits"]
+    assert stored["temperatures"] == found["temperature"]["values"]
+    report = exitkit.benchmark(artifact, rounds=1, max_rows=100)
+    assert report["runs"][0]["exit_histogram"][0] == 0
+    model = exitkit.load(artifact)
+    texts = ["the food was great", "a bad , slow dinner"] * 10
+    answers = model.predict(texts)
+    assert all(answer["exit"] == 4 for answer in answers if answer["label"] == "negative")
+    assert {answer["exit"] for answer in model.predict(texts, max_exit=1)} == {1}
+    with pytest.raises(UsageError, match="--max-exit 9"):
+        model.predict(texts, max_exit=9)
+
+
+def test_a_policy_of_whole_numbers_lists_what_it_can_reach(artifact: Path) -> None:
+    found = exitkit.calibrate(artifact, target_speedup=1.01, currency="layers", policy="patience")
+    assert {point["settings"]["patience"] for point in found["reachable"]} == {1, 2, 3, 4}
+    with pytest.raises(UsageError, match="--never-early: unknown label 'meh'"):
+        exitkit.calibrate(artifact, target_speedup=1.2, never_early=["meh"])
