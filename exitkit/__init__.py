@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exitkit.benchmark.benchmark import benchmark as benchmark
+    from exitkit.benchmarking.benchmark import benchmark as benchmark
     from exitkit.calibration.calibrate import calibrate as calibrate
     from exitkit.errors import ExitkitError as ExitkitError
     from exitkit.hookspecs import hookimpl as hookimpl
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "exitkit.benchmark.benchmark": ["benchmark"],
+    "exitkit.benchmarking.benchmark": ["benchmark"],
     "exitkit.calibration.calibrate": ["calibrate"],
     "exitkit.errors": ["ExitkitError"],
     "exitkit.hookspecs": ["hookimpl"],

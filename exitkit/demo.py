@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exitkit.benchmark.benchmark import benchmark
+from exitkit.benchmarking.benchmark import benchmark
 from exitkit.calibration.calibrate import calibrate
 from exitkit.config import DemoConfig
 from exitkit.report.folder import write

@@ -21,7 +21,7 @@ LAYERS = [
     {"plugins", "replay"},
     {"cost", "artifact", "testing"},
     {"measure"},
-    {"training", "calibration", "benchmark", "prediction"},
+    {"training", "calibration", "benchmarking", "prediction"},
     {"report"},
     {"demo"},
     {"cli"},
@@ -84,3 +84,13 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, exitkit.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_what_they_say_also_after_every_module_was_imported() -> None:
+    code = (
+        "import exitkit, exitkit.demo\n"
+        "for name in exitkit.__all__:\n"
+        "    assert type(getattr(exitkit, name)).__name__ != 'module', name\n"
+        "    assert getattr(exitkit, name) is getattr(exitkit, name), name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 
 def run(settings: BenchmarkConfig) -> dict[str, Any]:
     """Benchmark, and write the report folder."""
-    from exitkit.benchmark.benchmark import benchmark
+    from exitkit.benchmarking.benchmark import benchmark
     from exitkit.report.folder import write
 
     result = benchmark(settings=settings)
