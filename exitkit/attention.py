@@ -76,12 +76,12 @@ def padded(
     scale: float | None = None,
 ) -> Tensor:
     """One call over [S, longest]: few launches, some wasted multiplications. Arguments as in `attend`."""
-    keys, key_real = _grid(stream.bounds, max(stream.lengths))
+    keys, key_real = grid(stream.bounds, max(stream.lengths))
     if stream.active is None:
         queries, query_real = keys, key_real
     else:
         asking = torch.tensor([0, *stream.asking], device=query.device).cumsum(0)
-        queries, query_real = _grid(asking, max(stream.asking))
+        queries, query_real = grid(asking, max(stream.asking))
     mask = key_real[:, None, :]  # [S, 1, longest]
     if window is not None and max(stream.lengths) > window + 1:
         asked_from = stream.position if stream.active is None else stream.position[stream.active]
@@ -106,7 +106,7 @@ def _runs(asking: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[tuple[int,
     return tuple((sum(1 for _ in run), asked, length) for (asked, length), run in alike)
 
 
-def _grid(bounds: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+def grid(bounds: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     """Row numbers of a rectangular [S, longest] view of packed rows, and which of its cells are real."""
     steps = torch.arange(longest, device=bounds.device)
     real = steps < bounds.diff()[:, None]

@@ -56,6 +56,7 @@ class ExitModel(nn.Module):
             width=self.encoder.width,
             task=self.task,
             scale=scale,
+            words_halt=encoder.native,
         )
         dropout = head_dropout(stock)
         self.heads = nn.ModuleList(ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1])
@@ -129,6 +130,7 @@ def head_dropout(stock: PreTrainedModel) -> float:
     names: Iterable[str] = (
         "classifier_dropout",
         "seq_classif_dropout",
+        "classifier_dropout_prob",
         "hidden_dropout_prob",
         "dropout",
     )

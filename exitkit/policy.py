@@ -33,6 +33,7 @@ class Shape:
     width: int  # d
     task: str  # "classification", "multi-label", "regression" or "tagging"
     scale: float = 1.0  # in regression the standard deviation of the training labels
+    words_halt: bool = True  # False: the family's layers are stock ones, which cannot compute some words only
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,10 @@ class ExitPolicy(ABC):
     rewrites: ClassVar[bool] = False
     """Whether decisions change states that later exits read (gates, halted words). Such a policy cannot be replayed
     from a recording; calibrate runs it instead."""
+
+    together: ClassVar[bool] = False
+    """Whether all units of a sequence leave at the same exit. In tagging other policies let words leave one by one,
+    which changes what the words that stay read, and needs a family whose words can halt."""
 
     trained_by: ClassVar[str | None] = None
     """The recipe that trains `probe`."""

@@ -53,6 +53,12 @@ def schedule(
     """
     if reason := policy.refuses(shape):
         raise UsageError(f"policy '{name}' does not work for {shape.task}: {reason}.")
+    if shape.task == "tagging" and not (policy.together or shape.words_halt):
+        raise UsageError(
+            f"policy '{name}' lets words leave one by one, but this model's family runs stock layers on padded "
+            "batches, where words cannot halt ('exitkit families' says which can). Use a policy whose sentences leave "
+            "as a whole."
+        )
     limits.check(name, policy, shape)
     declared = {knob.name: knob for knob in knobs(policy, shape.task)}
     elsewhere = {knob.name for knob in knobs(policy)} - declared.keys()

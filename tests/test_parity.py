@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from families import FAMILIES, LENGTHS, batch, difference, stock, with_exits
+from transformers.models.deberta_v2 import modeling_deberta_v2
+from transformers.models.mpnet import modeling_mpnet
 
 from exitkit import attention, stream
-from exitkit.encoders import bert, modernbert
+from exitkit.encoders import albert, bert, modernbert, padded
 from exitkit.errors import UsageError
 from exitkit.loop import every_exit
 from exitkit.plugins import installed
@@ -54,10 +56,11 @@ def test_every_layer_equals_the_stock_layer(family: str) -> None:
         theirs = model(**rows, output_hidden_states=True).hidden_states
         real = rows["attention_mask"].bool()
         order = sorted(range(len(LENGTHS)), key=LENGTHS.__getitem__)
+        blocks = (len(theirs) - 1) // len(encoder.blocks)  # a layer of ALBERT may be several
         for index in range(len(encoder.blocks)):
             now = now.carrying(encoder.layer(index, now))
             mine = encoder.finished(now).hidden if index == len(encoder.blocks) - 1 else now.hidden
-            expected = torch.cat([theirs[index + 1][row][real[row]] for row in order])
+            expected = torch.cat([theirs[(index + 1) * blocks][row][real[row]] for row in order])
             assert (mine - expected).abs().max() <= tolerance(family), f"layer {index + 1}"
 
 
@@ -174,6 +177,44 @@ def wrong_rotary_angles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modernbert.ModernBertEncoder, "layer", layer)
 
 
+def another_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = albert.AlbertEncoder.blocks
+    monkeypatch.setattr(albert.AlbertEncoder, "blocks", property(lambda self: right.fget(self)[::-1]))
+
+
+def one_block_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = albert._block
+    monkeypatch.setattr(albert, "_block", lambda block, now: right(block, now) if now.hidden.mean() > 0 else now.hidden)
+
+
+def no_padding_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoder in (padded.DebertaEncoder, padded.MPNetEncoder):
+        right = encoder.padded_layer
+        monkeypatch.setattr(encoder, "padded_layer", lambda self, i, h, real, right=right: right(self, i, h, None))
+
+
+def padding_that_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = padded.DebertaEncoder.padded_layer
+
+    def layer(self, index, hidden, real):
+        return right(self, index, torch.where(real[:, :, None], hidden, hidden[:, :1]), real)
+
+    monkeypatch.setattr(padded.DebertaEncoder, "padded_layer", layer)
+
+
+def wrong_relative_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = modeling_deberta_v2.build_relative_position
+    monkeypatch.setattr(modeling_deberta_v2, "build_relative_position", lambda *a, **k: right(*a, **k) + 1)
+
+
+def no_position_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        modeling_mpnet.MPNetEncoder,
+        "relative_position_bucket",
+        staticmethod(lambda place, **k: torch.zeros_like(place)),
+    )
+
+
 BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("bert", wrong_scale),
     ("bert", swapped),
@@ -185,7 +226,20 @@ BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("modernbert", window_off_by_one),
     ("modernbert", wrong_rotary_angles),
     ("modernbert", leaking),
+    ("albert", leaking),
+    ("albert with two groups of two", another_group),
+    ("albert with two groups of two", one_block_of_the_group),
+    ("deberta", no_padding_mask),
+    ("deberta-v2 with a convolution", padding_that_is_not_empty),
+    ("deberta-v3", no_padding_mask),
+    ("mpnet", no_padding_mask),
 ]
+
+OURS_ONLY: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
+    ("deberta-v3", wrong_relative_positions),
+    ("mpnet", no_position_bias),
+]
+"""Bugs planted in what stock layers are given, so the stock answer must be computed before."""
 
 
 @pytest.mark.parametrize(("family", "bug"), BUGS, ids=lambda part: getattr(part, "__name__", part))
@@ -197,3 +251,16 @@ def test_parity_catches_a_planted_bug(
     assert difference(model, rows) <= tolerance(family)
     bug(monkeypatch)
     assert difference(model, rows) > 100 * tolerance(family)
+
+
+@pytest.mark.parametrize(("family", "bug"), OURS_ONLY, ids=lambda part: getattr(part, "__name__", part))
+def test_parity_catches_positions_that_stock_layers_are_given_wrongly(
+    family: str, bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stock(family)
+    rows = batch(model)
+    with torch.no_grad():
+        theirs = model(**rows).logits
+        assert (every_exit(with_exits(model), rows)[-1] - theirs).abs().max() <= EXACT
+        bug(monkeypatch)
+        assert (every_exit(with_exits(model), rows)[-1] - theirs).abs().max() > 100 * EXACT

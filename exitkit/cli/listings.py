@@ -61,7 +61,12 @@ def families(json: Json = False, debug: Debug = False) -> None:
         "model type",
         json,
         debug,
-        lambda encoder: {"words_can_halt": encoder.native, "how": "native" if encoder.native else "padded adapter"},
+        lambda encoder: {
+            "how": "native" if encoder.native else "padded adapter",
+            "sentences_exit": True,
+            "layers_skip": True,
+            "words_can_halt": encoder.native,
+        },
     )
 
 
@@ -88,7 +93,7 @@ def _list(key: str, kind: str, json: bool, debug: bool, describe: Any) -> None:
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """A table with a column per key."""
-    table = Table(*(rows[0] if rows else ["name"]))
+    table = Table(*(key.replace("_", " ") for key in (rows[0] if rows else ["name"])))
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*({True: "yes", False: "no"}.get(value, str(value)) for value in row.values()))
     console.print(table)

@@ -14,6 +14,7 @@ class Fixed(ExitPolicy):
     """Leave at exit `exit`, whatever it says: a shallower model. The baseline that every other policy must beat."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    together: ClassVar[bool] = True
 
     exit: int = knob(1, low=1, high=lambda shape: shape.exits, off=lambda shape: shape.exits, raising="later")
 
