@@ -83,6 +83,7 @@ Speedups = Annotated[list[float], BeforeValidator(_speedups)]
 Names = Annotated[list[str], BeforeValidator(_list)]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_numbers)]
 Exits = Annotated[list[int] | None, BeforeValidator(_exits)]
+LabelNames = Annotated[list[str] | None, BeforeValidator(_list)]
 Metric = Annotated[str | None, BeforeValidator(_metric)]
 ClassWeights = Annotated[
     Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None, BeforeValidator(_class_weights)
@@ -151,11 +152,14 @@ class TrainConfig(Common, DataColumns):
         TASKS | None,
         flag("What is predicted (default: floats mean regression, lists multi-label, else classification)."),
     ] = None
+    label_names: Annotated[
+        LabelNames, flag("Order of the labels in a fine-tuned --model whose labels have other names: no,yes.")
+    ] = None
     class_weights: Annotated[
         ClassWeights,
         flag("Weigh classes in the loss: balanced (rare ones more), or in a file a mapping of labels to weights."),
     ] = None
-    epochs: Annotated[float, Field(gt=0), flag("Epochs of every phase.")] = 3
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False), flag("Epochs of every phase.")] = 3
     exits: Annotated[Exits, flag("Layers that get an exit: all, or a list like 2,4,6.")] = None
     pooling: Annotated[str, flag("What exits before the last read: auto, cls, mean, or mix (both). auto is mean.")] = (
         "auto"
@@ -165,6 +169,12 @@ class TrainConfig(Common, DataColumns):
     max_length: Annotated[
         int | None, Field(ge=3), flag("Cut rows to so many tokens (default: what the model can take, at most 512).")
     ] = None
+    adversarial: Annotated[
+        Literal["fgm"] | None, flag("Also train on embeddings moved where the loss grows: fgm (doubles the time).")
+    ] = None
+    adversarial_epsilon: Annotated[
+        float, Field(gt=0, allow_inf_nan=False), flag("How far embeddings are moved.", cli=False)
+    ] = 1.0
     seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
     resume: Annotated[bool, flag("Go on where an interrupted run of the same command stopped.")] = False
     overwrite: Annotated[bool, flag("Replace an existing model in --output.")] = False

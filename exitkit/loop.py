@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,18 +59,49 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
     return trace.finish()
 
 
-def every_exit(model: ExitModel, batch: Batch) -> Tensor:
-    """Logits of all exits [E, U, C] for a padded batch, units in its own order; with gradients where they are on."""
+class Pass(NamedTuple):
+    """What all exits said of a batch, units in its own order."""
+
+    logits: Tensor  # [E, U, C]
+    features: tuple[Tensor, ...]  # [E−1] of [U, d], what the heads made of the states
+
+
+def full_pass(
+    model: ExitModel,
+    batch: Batch,
+    embedded: Callable[[Stream], Stream] | None = None,
+    between: Callable[[int, Stream, Stream], Stream] | None = None,
+) -> Pass:
+    """Run every layer and every head, with gradients where they are on.
+
+    Args:
+        model: in any mode.
+        batch: padded.
+        embedded: changes what the first layer reads.
+        between: between(index, before, after) says what is read after layer `index` (from 0), by its exit and by the
+            next layer.
+    """
     tokens, stream = pack(batch)
     stream = stream.carrying(model.encoder.embed(tokens))
-    answers, below = [], 0
+    if embedded is not None:
+        stream = embedded(stream)
+    answers, features, below = [], [], 0
     for exit, layer in enumerate(model.exits, start=1):
         for index in range(below, layer):
-            stream = stream.carrying(model.encoder.layer(index, stream))
+            after = stream.carrying(model.encoder.layer(index, stream))
+            stream = after if between is None else between(index, stream, after)
         below = layer
-        answers.append(model.read(exit, stream)[1])
+        read, logits = model.read(exit, stream)
+        answers.append(logits)
+        if read is not None:
+            features.append(read)
     in_order = stream.row.argsort()
-    return torch.stack(answers)[:, in_order]
+    return Pass(torch.stack(answers)[:, in_order], tuple(feature[in_order] for feature in features))
+
+
+def every_exit(model: ExitModel, batch: Batch) -> Tensor:
+    """Logits of all exits [E, U, C] for a padded batch, units in its own order; with gradients where they are on."""
+    return full_pass(model, batch).logits
 
 
 def compact(stream: Stream, leave: Tensor, state: State) -> tuple[Stream, State]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import ExitHead, Pooling, pool
-from exitkit.loop import every_exit
+from exitkit.loop import Pass, full_pass
 from exitkit.policy import Shape
 from exitkit.stream import Stream
 from exitkit.tasks import TASKS, Classification
@@ -88,14 +88,16 @@ class ExitModel(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         words: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of every exit for a padded batch, in the batch's own order: [E, U, C]."""
+        embedded: Callable[[Stream], Stream] | None = None,
+        between: Callable[[int, Stream, Stream], Stream] | None = None,
+    ) -> Pass:
+        """Every exit on a padded batch; see `loop.full_pass`."""
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             batch["token_type_ids"] = token_type_ids
         if words is not None:
             batch["words"] = words
-        return every_exit(self, batch)
+        return full_pass(self, batch, embedded, between)
 
     def train(self, mode: bool = True) -> ExitModel:
         """Training mode, but for modules that have parameters and train none: frozen also means without dropout."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
+    from exitkit.stream import Stream
     from exitkit.tasks import Task
 
 
@@ -25,6 +26,8 @@ class Phase:
     name: str
     epochs: float
     groups: Sequence[Group]
+    fine_tunes: bool = False
+    """Whether it only trains the full model's answer: left out when training starts from a fine-tuned classifier."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class EveryExit:
     layers: Sequence[int]  # layer of each exit, from 1
     task: Task
     weights: Tensor | None = None  # [C] weights of the classes
+    features: Sequence[Tensor] = ()  # [E−1] of [U, d], what probes read
+    step: int = 0  # optimiser steps taken in this phase: the same for all micro-batches of a step
+    model: ExitModel | None = None  # for probes; a recipe that only looks at answers needs none
 
     def loss(self, logits: Tensor) -> Tensor:
         """The task's own loss of some logits [U, C] against the labels, a mean over units."""
@@ -56,6 +62,10 @@ class Recipe(ABC):
     @abstractmethod
     def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
         """What is trained in which order; `epochs` is what the user asked for, for every phase."""
+
+    def between(self, phase: str, model: ExitModel, index: int, before: Stream, after: Stream) -> Stream:
+        """What is read after layer `index` (from 0), by its exit and by the next layer: its states, unless changed."""
+        return after
 
     @abstractmethod
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:

@@ -54,7 +54,8 @@ def test_what_no_group_holds_is_bit_identical_afterwards_and_was_in_evaluation_m
     encoder: Path, tmp_path: Path
 ) -> None:
     rows = read("demo:reviews", "train[:64]")
-    model, tokenizer = starting_model(str(encoder), rows.task, None, "mean", installed())
+    start = starting_model(str(encoder), rows.task, None, "mean", installed())
+    model, tokenizer = start.model, start.tokenizer
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes: list[bool] = []
     model.encoder.blocks[0].register_forward_pre_hook(lambda module, args: modes.append(module.training))

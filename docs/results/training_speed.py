@@ -25,7 +25,8 @@ BATCHES, ROUNDS = 40, 3
 
 model_name, data = sys.argv[1:]
 rows = read(data, f"train[:{32 * BATCHES}]")
-model, tokenizer = starting_model(model_name, rows.labels, None, "mean", installed())
+start = starting_model(model_name, rows.task, None, "mean", installed())
+model, tokenizer = start.model, start.tokenizer
 stock = AutoModelForSequenceClassification.from_pretrained(model_name, dtype=torch.float32, num_labels=len(rows.labels))
 recipe = Joint()
 model.train()
@@ -35,7 +36,7 @@ stock.train()
 def ours(batch: dict[str, torch.Tensor]) -> None:
     """Forward and backward through all exits."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    seen = EveryExit(model(**inputs), batch["labels"], model.exits)
+    seen = EveryExit(model(**inputs).logits, batch["labels"], model.exits, rows.task)
     recipe.combine(recipe.losses("joint", seen)).backward()
     model.zero_grad()
 

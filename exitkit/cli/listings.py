@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Annotated, Any
 
@@ -72,7 +73,13 @@ def families(json: Json = False, debug: Debug = False) -> None:
 
 def recipes(json: Json = False, debug: Debug = False) -> None:
     """One row per recipe."""
-    _list("recipes", "recipe", json, debug, lambda recipe: {"about": (inspect.getdoc(recipe) or "").split("\n")[0]})
+    _list("recipes", "recipe", json, debug, _recipe)
+
+
+def _recipe(recipe: type) -> dict[str, str]:
+    """The first sentence of its docstring, and its options with their defaults."""
+    options = ", ".join(f"{field.name} = {field.default}" for field in dataclasses.fields(recipe))
+    return {"about": (inspect.getdoc(recipe) or "").split("\n\n")[0].replace("\n", " "), "options": options}
 
 
 def _list(key: str, kind: str, json: bool, debug: bool, describe: Any) -> None:

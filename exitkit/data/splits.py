@@ -35,14 +35,14 @@ def training_and_calibration(
     columns: Columns = USUAL,
     seed: int = 0,
     max_train_samples: int | None = None,
-    task: str | None = None,
+    task: Task | str | None = None,
 ) -> TrainingData:
     """Read the rows to train on, and choose those to calibrate and to evaluate on.
 
     Calibration rows are the `validation` split when a labelled `test` split is left to score on; else a
     tenth of `train`, at most 2,000 rows, stratified where every class has two rows, chosen before
     `max_train_samples` and less the rows whose text is in the rest too. Evaluation rows are `validation`
-    where labelled, else the calibration rows. `task` is a kind of task; None = seen from the labels.
+    where labelled, else the calibration rows. `task` is a task or its kind; None = seen from the labels.
 
     Raises UsageError: no `train` split, or too little in it.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,15 @@ from exitkit.tasks import Task
 log = logging.getLogger("exitkit")
 
 
+@dataclass(frozen=True)
+class Start:
+    """What training starts from."""
+
+    model: ExitModel
+    tokenizer: PreTrainedTokenizerBase
+    fine_tuned: bool  # the stock head came with the checkpoint and answers the data's labels
+
+
 def starting_model(
     source: str,
     task: Task,
@@ -32,7 +42,7 @@ def starting_model(
     pooling: Pooling,
     registry: Registry,
     scale: float = 1.0,
-) -> tuple[ExitModel, PreTrainedTokenizerBase]:
+) -> Start:
     """Load a checkpoint in fp32 with fresh exit heads and, unless it brings a fitting one, a fresh stock head.
 
     Args:
@@ -44,12 +54,12 @@ def starting_model(
         scale: in regression, the standard deviation of the training labels.
 
     Raises:
-        UsageError: no such model, an unknown family, or a classifier with other labels.
+        UsageError: no such model, or an unknown family.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
     config, tokenizer = _open(source)
     encoder = registry.encoder(config.model_type)
-    _check_labels(source, config, task)
+    theirs, meant = _classes(config), config.problem_type
     _check_weights(source)
     config.num_labels = task.outputs
     if task.labels:
@@ -75,7 +85,9 @@ def starting_model(
         if not torch.isfinite(value).all():
             raise ExitkitError(f"--model {source}: weight {name} holds NaN or infinite values.")
     layers = len(encoder(stock).blocks)
-    return ExitModel(stock, encoder, exits or range(1, layers + 1), pooling, scale), tokenizer
+    model = ExitModel(stock, encoder, exits or range(1, layers + 1), pooling, scale)
+    fitted = theirs is not None and len(theirs) == task.outputs and meant in (None, task.problem_type)
+    return Start(model, tokenizer, fine_tuned=fitted and not fresh)
 
 
 def _open(source: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
@@ -94,16 +106,43 @@ def _open(source: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     return config, tokenizer
 
 
-def _check_labels(source: str, config: PreTrainedConfig, task: Task) -> None:
-    """A classifier's head can be kept only if its classes are the data's, in the same order."""
-    trained = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    theirs = [config.id2label[number] for number in sorted(config.id2label)]
-    if not trained or len(theirs) != task.outputs or theirs == list(task.labels) or not task.labels:
-        return
+def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The data's class names in the order of the outputs of the classifier that training starts from.
+
+    An encoder, or a classifier with another number of classes, gets a new head and keeps the data's order.
+
+    Args:
+        source: a Hugging Face id, a folder, or a built-in model.
+        task: that of the data.
+        names: the order as the user gives it, or None.
+
+    Raises:
+        UsageError: the classes have other names than the data's, so that their order is anybody's guess.
+    """
+    known = ", ".join(task.labels)
+    if names is not None:
+        if sorted(names) != sorted(task.labels):
+            raise UsageError(
+                f"--label-names {','.join(names)}: must be the labels of the data, each once, in the order of the "
+                f"model's outputs. The data has {known or 'no classes'}."
+            )
+        return tuple(names)
+    theirs = None if source.startswith("demo:") else _classes(_open(source)[0])
+    if theirs is None or len(theirs) != len(task.labels):
+        return task.labels
+    if sorted(theirs) == sorted(task.labels):
+        return theirs
     raise UsageError(
-        f"--model {source} is a classifier for the labels {', '.join(theirs)}; the data has {', '.join(task.labels)}. "
-        "Rename the labels in one of them so that names and order agree."
+        f"--model {source} is a classifier for the labels {', '.join(theirs)}; the data has {known}. Say which is "
+        f"which: --label-names, with the data's labels in the order of the model's (such as {','.join(task.labels)})."
     )
+
+
+def _classes(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """The labels of a fine-tuned classifier in order; None for anything else."""
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        return None
+    return tuple(config.id2label[number] for number in sorted(config.id2label))
 
 
 def _check_weights(source: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 import exitkit
 from exitkit import artifact, config, runtime
@@ -26,21 +24,19 @@ from exitkit.data.batches import batches, encode, limit
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
-from exitkit.errors import ExitkitError, UsageError, one_of
+from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar, quiet
-from exitkit.recipe import Recipe
+from exitkit.recipe import Phase, Recipe
 from exitkit.replay import record
-from exitkit.tasks import Regression, balanced, needs_labels
-from exitkit.training.start import starting_model
-from exitkit.training.trainer import arguments, run_phase
+from exitkit.tasks import Regression, Task, balanced, needs_labels
+from exitkit.training.partial import check_output, open_partial, same_run
+from exitkit.training.phases import Job, run_phases
+from exitkit.training.start import Start, label_order, starting_model
 
 log = logging.getLogger("exitkit")
-
-TRAINING = "training"  # folder inside DIR.partial for the trainer's own state
-DONE = "phase-done.json"
 
 
 def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -62,11 +58,10 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     if settings.data is None:
         raise UsageError("missing --data. Give it on the command line, or in the file of --config.")
     assert settings.output is not None
-    partial = _claim(settings.output, settings.resume, settings.overwrite)
+    partial = check_output(settings.output, settings.resume, settings.overwrite)
     registry = installed()
-    recipe_name, recipe = build_recipe(settings.recipe, registry)
-    columns = Columns(settings.text_column, settings.pair_column, settings.label_column)
-    data = training_and_calibration(settings.data, columns, settings.seed, settings.max_train_samples, settings.task)
+    recipe_name, recipe, epochs = build_recipe(settings.recipe, registry)
+    data = _data(settings)
     metric = settings.metric or data.task.default_metric
     data.task.metric(metric)  # refuse a misspelt label before training, not after
     weights = class_weights(settings.class_weights, data.train)
@@ -74,17 +69,15 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     device = runtime.device(settings)
     set_seed(settings.seed)
     with _model_folder(str(settings.model), settings.seed) as source:
-        model, tokenizer = starting_model(
-            source, data.task, settings.exits, choose_pooling(settings.pooling), registry, scale
-        )
+        start = starting_model(source, data.task, settings.exits, choose_pooling(settings.pooling), registry, scale)
+    model, tokenizer = start.model, start.tokenizer
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
+    folder = open_partial(partial, settings.resume)
+    same_run(partial, settings, data.train.hash())
     model.to(device)
-    phases = recipe.phases(model, settings.epochs)
-    started = time.perf_counter()
-    samples = _train_phases(
-        model, tokenizer, recipe, phases, data.train, max_length, settings, device, partial / TRAINING, weights
-    )
-    seconds = time.perf_counter() - started
+    phases = _phases(recipe, recipe_name, start, settings.epochs, epochs)
+    job = Job(model, tokenizer, recipe, data.train, max_length, weights, settings, device)
+    spent = run_phases(job, phases, folder)
     report = {
         "task": model.task,
         "recipe": recipe_name,
@@ -93,30 +86,66 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         "rows": len(data.evaluation),
         "pooling": model.pooling,
         "exits": score_exits(model, tokenizer, data.evaluation, max_length, metric, device),
-        "train_seconds": round(seconds, 3),
-        "samples_per_second": round(samples / seconds, 3),
+        "train_seconds": round(spent.seconds, 3),
+        "samples_per_second": round(spent.samples / max(spent.seconds, 1e-9), 3),
     }
     card = _card(settings, model, data, {"name": recipe_name, **dataclasses.asdict(recipe)}, max_length, metric)  # type: ignore[call-overload]
     artifact.write(partial, model, tokenizer, card)
     artifact.write_metrics(partial, report)
-    shutil.rmtree(partial / TRAINING)
+    shutil.rmtree(folder)
     artifact.publish(partial, settings.output)
     return report
 
 
-def build_recipe(choice: Choice, registry: Registry) -> tuple[str, Recipe]:
-    """The recipe of a configuration, with its options. Raises UsageError for an unknown name or option."""
+def build_recipe(choice: Choice, registry: Registry) -> tuple[str, Recipe, dict[str, float]]:
+    """The recipe of a configuration with its options, and epochs by phase where they are given.
+
+    `recipe.OPTION` is an option, `recipe.PHASE.epochs` the epochs of a phase. Raises UsageError for an unknown name or
+    option; the names of phases are checked when they are known.
+    """
     if len(choice.name) != 1:
         raise UsageError(f"--recipe: exactly one recipe is needed, not {len(choice.name)}.")
     name = choice.name[0]
     recipe = registry.recipe(name)
     known = {field.name: field for field in dataclasses.fields(recipe)}  # type: ignore[arg-type]
-    options = {}
+    options, epochs = {}, {}
     for option, value in choice.options.items():
+        if option not in known and isinstance(value, Mapping) and set(value) == {"epochs"}:
+            epochs[option] = float(_typed(f"recipe.{option}.epochs", value["epochs"], 1.0))
+            if not 0 < epochs[option] < np.inf:
+                raise UsageError(f"recipe.{option}.epochs: {value['epochs']} is not a number above 0.")
+            continue
         if option not in known:
             raise UsageError(one_of(f"option of recipe '{name}'", option, known))
         options[option] = _typed(f"recipe.{option}", value, known[option].default)
-    return name, recipe(**options)
+    return name, recipe(**options), epochs
+
+
+def _data(settings: TrainConfig) -> TrainingData:
+    """The rows, with their classes in the order of the classifier that training starts from, if it is one."""
+    columns = Columns(settings.text_column, settings.pair_column, settings.label_column)
+
+    def read(task: Task | str | None) -> TrainingData:
+        return training_and_calibration(settings.data, columns, settings.seed, settings.max_train_samples, task)
+
+    data = read(settings.task)
+    order = label_order(str(settings.model), data.task, settings.label_names)
+    return data if order == data.task.labels else read(replace(data.task, labels=order))
+
+
+def _phases(recipe: Recipe, name: str, start: Start, epochs: float, of_phases: Mapping[str, float]) -> list[Phase]:
+    """The phases to run, without fine-tuning where the model comes fine-tuned."""
+    phases = list(recipe.phases(start.model, epochs))
+    names = [phase.name for phase in phases]
+    for given in of_phases:
+        if given not in names:
+            raise UsageError(one_of(f"option or phase of recipe '{name}'", given, names))
+    phases = [replace(phase, epochs=of_phases.get(phase.name, phase.epochs)) for phase in phases]
+    left = [phase for phase in phases if not (phase.fine_tunes and start.fine_tuned)]
+    for phase in phases:
+        if phase not in left:
+            log.warning("the model is a fine-tuned classifier of these labels: phase '%s' is left out", phase.name)
+    return left
 
 
 def score_exits(
@@ -170,108 +199,6 @@ def class_weights(asked: str | Mapping[str, float] | None, rows: Rows) -> torch.
                 raise UsageError("--class-weights: " + one_of("label", label, rows.labels))
         return torch.tensor([float(asked.get(label, 1.0)) for label in rows.labels])
     return weights
-
-
-def _train_phases(
-    model: ExitModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    phases: Any,
-    rows: Rows,
-    max_length: int,
-    settings: TrainConfig,
-    device: torch.device,
-    folder: Path,
-    weights: torch.Tensor | None,
-) -> float:
-    """Run what is left of the phases. Returns the rows that went through the model now."""
-    task = rows.task
-    assert task is not None
-    encoded = encode(rows, tokenizer, max_length)
-    encoded.set_format("python")
-    samples = 0.0
-    for phase in phases:
-        state = folder / phase.name
-        if (state / DONE).exists():
-            log.info("phase '%s' is done already", phase.name)
-            _load_phase(model, state)
-            continue
-        args = arguments(
-            state,
-            phase,
-            seed=settings.seed,
-            bf16=runtime.training_bf16(settings, device),
-            device=device,
-            extra=settings.training,
-        )
-        last = get_last_checkpoint(state) if settings.resume and state.is_dir() else None
-        if last:
-            log.info("phase '%s' goes on from step %s", phase.name, Path(last).name.removeprefix("checkpoint-"))
-        per_step = args.train_batch_size * args.gradient_accumulation_steps
-        steps = -(-len(encoded) // per_step) * phase.epochs
-        with bar(f"training ({phase.name})", round(steps)) as advance:
-            report = run_phase(
-                model,
-                recipe,
-                phase,
-                args,
-                encoded,
-                tokenizer,
-                advance,
-                Path(last) if last else None,
-                task,
-                weights,
-            )
-        if not np.isfinite(report["train_loss"]):
-            raise ExitkitError(
-                f"training diverged: the loss of phase '{phase.name}' is {report['train_loss']}. Lower the learning "
-                "rates (--set recipe.learning_rate=2e-5), or check the model's weights for NaN."
-            )
-        _finish_phase(model, state)
-        samples += report["train_samples_per_second"] * report["train_runtime"]
-    return samples
-
-
-def _finish_phase(model: ExitModel, state: Path) -> None:
-    """Keep the weights of a finished phase and nothing else of it."""
-    from safetensors.torch import save_file
-
-    shutil.rmtree(state)
-    state.mkdir()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, state / "model.safetensors")
-    artifact.write_text(state / DONE, json.dumps({"done": True}))
-
-
-def _load_phase(model: ExitModel, state: Path) -> None:
-    from safetensors.torch import load_file
-
-    model.load_state_dict(load_file(state / "model.safetensors"))
-
-
-def _claim(output: Path, resume: bool, overwrite: bool) -> Path:
-    """The folder to work in, `OUTPUT.partial`; refuses to touch anything that it may not."""
-    partial = output.with_name(output.name + ".partial")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output} is a file; name a folder.")
-    if output.is_dir() and any(output.iterdir()):
-        if not artifact.is_artifact(output):
-            raise UsageError(f"--output {output} holds files that are not an exitkit model; name another folder.")
-        if not overwrite:
-            raise UsageError(f"--output {output} holds a model already. Name another folder, or add --overwrite.")
-    if partial.exists() and not resume:
-        if (partial / TRAINING).is_dir() or not any(partial.iterdir()):
-            if not overwrite and (partial / TRAINING).is_dir() and any((partial / TRAINING).rglob("*.safetensors")):
-                raise UsageError(
-                    f"{partial} holds an interrupted run. Add --resume to go on with it, or --overwrite to start anew."
-                )
-            shutil.rmtree(partial)
-        else:
-            raise UsageError(f"{partial} holds files that are not an interrupted run; remove it first.")
-    try:
-        (partial / TRAINING).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot write there: {error.strerror}.") from None
-    return partial
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from exitkit.errors import UsageError, one_of
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
 from exitkit.recipe import EveryExit, Phase, Recipe
+from exitkit.stream import Stream
 from exitkit.tasks import Task
+from exitkit.training.adversarial import FastGradient
 
 OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
 """Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
@@ -34,20 +37,54 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Trains one phase of a recipe."""
 
     def __init__(
-        self, *args: Any, recipe: Recipe, phase: Phase, task: Task, weights: Tensor | None, **kwargs: Any
+        self,
+        *args: Any,
+        recipe: Recipe,
+        phase: Phase,
+        task: Task,
+        weights: Tensor | None,
+        adversary: FastGradient | None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.recipe, self.phase, self.task, self.weights = recipe, phase, task, weights
+        self.adversary = adversary
         self.remove_callback(PrinterCallback)  # prints to stdout
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Tensor:
         """The recipe's losses for one batch, combined."""
-        labels = inputs.pop("labels")
-        logits = model(**inputs)
-        weights = None if self.weights is None else self.weights.to(logits.device)
-        seen = EveryExit(logits, labels, self.model.exits, self.task, weights)
+        embedded = None if self.adversary is None else self.adversary.watch
+        return self._loss(model, inputs, embedded)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward; with an adversary a second time on moved embeddings."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.adversary is not None:
+            inputs = self._prepare_inputs(inputs)
+            with self.compute_loss_context_manager():
+                moved = self._loss(model, inputs, self.adversary.perturb)
+            self.accelerator.backward(moved / self.current_gradient_accumulation_steps)
+        return loss
+
+    def _loss(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], embedded: Callable[[Stream], Stream] | None
+    ) -> Tensor:
+        batch = {name: value for name, value in inputs.items() if name != "labels"}
+        change = type(self.recipe).between is not Recipe.between
+        between = partial(self.recipe.between, self.phase.name, self.model) if change else None
+        said = model(**batch, embedded=embedded, between=between)
+        seen = EveryExit(
+            logits=said.logits,
+            labels=inputs["labels"],
+            layers=self.model.exits,
+            task=self.task,
+            weights=None if self.weights is None else self.weights.to(said.logits.device),
+            features=said.features,
+            step=self.state.global_step,
+            model=self.model,
+        )
         return self.recipe.combine(self.recipe.losses(self.phase.name, seen))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -149,7 +186,8 @@ def run_phase(
     advance: Advance,
     resume_from: Path | None,
     task: Task,
-    weights: Tensor | None,
+    weights: Tensor | None = None,
+    adversary: FastGradient | None = None,
 ) -> dict[str, float]:
     """Train one phase. Returns the trainer's own metrics (`train_runtime` in seconds, `train_samples_per_second`)."""
     trainer = RecipeTrainer(
@@ -163,6 +201,7 @@ def run_phase(
         phase=phase,
         task=task,
         weights=weights,
+        adversary=adversary,
     )
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return dict(result.metrics)

@@ -1,0 +1,123 @@
+"""The phases of a recipe, one after the other; those that an interrupted run finished are not run again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from exitkit import runtime
+from exitkit.config import TrainConfig
+from exitkit.data.batches import encode
+from exitkit.data.sources import Rows
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.model import ExitModel
+from exitkit.progress import bar
+from exitkit.recipe import Phase, Recipe
+from exitkit.training.adversarial import FastGradient
+from exitkit.training.partial import finish_phase, finished_phase, whole_checkpoint
+from exitkit.training.trainer import arguments, run_phase
+
+log = logging.getLogger("exitkit")
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that stays the same from phase to phase."""
+
+    model: ExitModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    rows: Rows
+    max_length: int
+    weights: torch.Tensor | None  # [C] of the classes
+    settings: TrainConfig
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What training took, parts of an interrupted run included."""
+
+    samples: float
+    seconds: float
+
+
+def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
+    """Train what is left of the phases.
+
+    Args:
+        job: model, rows and settings.
+        phases: in their order.
+        folder: the trainer's own state, a folder per phase.
+
+    Raises:
+        ExitkitError: training diverged.
+    """
+    assert job.rows.task is not None
+    names = [phase.name for phase in phases]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the recipe has two phases called '{name}'.")
+    encoded = encode(job.rows, job.tokenizer, job.max_length)
+    encoded.set_format("python")
+    samples = seconds = 0.0
+    for phase in phases:
+        state = folder / phase.name
+        spent = finished_phase(job.model, state)
+        if spent is not None:
+            log.info("phase '%s' is done already", phase.name)
+        else:
+            spent = _run(job, phase, state, encoded)
+            finish_phase(job.model, state, spent)
+        samples += spent["samples"]
+        seconds += spent["seconds"]
+    return Spent(samples, seconds)
+
+
+def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, float]:
+    settings = job.settings
+    args = arguments(
+        state,
+        phase,
+        seed=settings.seed,
+        bf16=runtime.training_bf16(settings, job.device),
+        device=job.device,
+        extra=settings.training,
+    )
+    last = whole_checkpoint(state) if settings.resume else None
+    if last:
+        log.info("phase '%s' goes on from step %s", phase.name, last.name.removeprefix("checkpoint-"))
+    per_step = args.train_batch_size * args.gradient_accumulation_steps
+    steps = -(-len(job.rows) // per_step) * phase.epochs
+    adversary = FastGradient(settings.adversarial_epsilon) if settings.adversarial == "fgm" else None
+    started = time.perf_counter()
+    with bar(f"training ({phase.name})", round(steps)) as advance:
+        assert job.rows.task is not None
+        report = run_phase(
+            job.model,
+            job.recipe,
+            phase,
+            args,
+            encoded,
+            job.tokenizer,
+            advance,
+            last,
+            job.rows.task,
+            job.weights,
+            adversary,
+        )
+    if not np.isfinite(report["train_loss"]):
+        raise ExitkitError(
+            f"training diverged: the loss of phase '{phase.name}' is {report['train_loss']}. Lower the learning "
+            "rates (--set recipe.learning_rate=2e-5), or check the model's weights for NaN."
+        )
+    samples = report["train_samples_per_second"] * report["train_runtime"]
+    return {"samples": samples, "seconds": time.perf_counter() - started}
