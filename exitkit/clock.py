@@ -10,15 +10,16 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from exitkit.progress import Advance
-from exitkit.stream import Batch
 
-Runner = Callable[[Batch], object]
+Runner = Callable[[Any], object]
+"""Answers one of the batches that `interleaved` is given."""
 WARM_UPS = 2
 
 
@@ -53,7 +54,7 @@ class Times:
 
 def interleaved(
     runners: Mapping[str, Runner],
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     rounds: int,
     device: torch.device,
     advance: Advance = lambda steps=1, note="": None,

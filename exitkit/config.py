@@ -224,6 +224,10 @@ class BenchmarkConfig(Common, DataColumns):
     split: Annotated[str | None, flag("Split of --data, slices too: validation[50%:].")] = None
     calibration_data: Annotated[Any, flag("Rows to calibrate on, if that is needed.")] = None
     calibration_split: Annotated[str | None, flag("Split of the calibration data (or of --data).")] = None
+    group_column: Annotated[
+        str | None,
+        flag("Column that tells rows apart in the report (default: 'grade', if there is one).", panel=COLUMNS),
+    ] = None
     rounds: Annotated[int, Field(ge=1), flag("How often every batch is timed.")] = 5
     max_rows: Annotated[int | None, Field(ge=1), flag("Score and time a random choice of so many rows.")] = None
     output: Annotated[Path | None, flag("Report folder (default: DIR-report).", short="-o")] = None

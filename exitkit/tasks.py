@@ -75,6 +75,11 @@ class Task(ABC):
         """How far two sets of answers say the same: the share of units with equal ones."""
         return metrics.accuracy(some, others)
 
+    def unit_scores(self, truth: Answers, given: Answers) -> Answers:
+        """What each unit's answer is worth [N], for shares of parts of the rows: 1 right, 0 wrong."""
+        same: Answers = truth == given
+        return (same if same.ndim == 1 else same.all(axis=1)).astype(float)
+
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Loss of every unit [U] of logits [U, C]; `weights` [C] multiply the loss of a class."""
@@ -197,6 +202,11 @@ class Regression(Task):
     def answers(self, logits: Tensor) -> Answers:
         """Values [..., N]."""
         return logits.squeeze(-1).double().cpu().numpy()
+
+    def unit_scores(self, truth: Answers, given: Answers) -> Answers:
+        """The absolute error of each value; less is better."""
+        error: Answers = np.abs(truth - given)
+        return error
 
     def agreement(self, some: Answers, others: Answers) -> float:
         """Pearson's correlation: two models hardly ever give equal numbers."""

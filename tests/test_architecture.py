@@ -20,9 +20,9 @@ LAYERS = [
     {"model"},
     {"plugins", "replay"},
     {"cost", "artifact", "testing"},
-    {"measure"},
+    {"measure", "model_card"},
     {"training", "calibration", "benchmarking", "prediction"},
-    {"report"},
+    {"report", "inspection"},
     {"demo"},
     {"cli"},
 ]

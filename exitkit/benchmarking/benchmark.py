@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,51 +12,44 @@ import torch
 
 from exitkit import artifact, clock, config, runtime
 from exitkit.artifact import Artifact
-from exitkit.calibration.calibrate import (
-    calibration_rows,
-    chosen_metric,
-    columns_of,
-    confirm,
-    held_settings,
-)
-from exitkit.calibration.study import Study
-from exitkit.clock import Runner, Times
-from exitkit.config import BenchmarkConfig, Choice
+from exitkit.benchmarking.breakdown import Judged, breakdown
+from exitkit.benchmarking.contenders import PACKED, Contender, contenders, fixed_exits, warn_of_drift
+from exitkit.calibration.calibrate import chosen_metric, columns_of
+from exitkit.clock import Times
+from exitkit.config import BenchmarkConfig
 from exitkit.cost import prices, speedups
-from exitkit.data.sources import Origin, Rows, read, reread, splits
+from exitkit.data.catalogue import catalogue
+from exitkit.data.columns import Columns
+from exitkit.data.sources import Origin, Rows, read, splits
 from exitkit.data.splits import scoring_split
-from exitkit.errors import ExitkitError, UsageError
+from exitkit.errors import UsageError
 from exitkit.loop import run
 from exitkit.measure import full_model, on_device, run_all, score, truth_of
 from exitkit.plugins import Registry, installed
-from exitkit.prediction.predictor import limits_of, point_for
 from exitkit.progress import bar
-from exitkit.settings import Schedule, off, schedule
+from exitkit.settings import Schedule
 from exitkit.stream import Batch
-from exitkit.trace import Trace
 
-log = logging.getLogger("exitkit")
-
-PACKED = "packed full depth"  # what every speed-up is against
 PLAIN = "plain transformers, padded"
 MOST_TIMED = 1000  # batches
-DRIFT = 0.1
-SAME_ROWS = 0.5
+GRADE = "grade"  # a column of this name tells rows apart without being asked for
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A setting that takes part."""
+class Entry:
+    """One artifact with all that runs on it, scored but not timed yet."""
 
-    key: str
-    plan: Schedule
-    target: float | None
-    currency: str | None
-    calibrated_histogram: Sequence[int] | None = None
+    model: Artifact
+    rows: Rows
+    contenders: Sequence[Contender]
+    plans: Mapping[str, Schedule]  # contenders and fixed exits
+    results: Mapping[str, Mapping[str, Any]]  # the part of a run's JSON that needs no clock
 
 
 def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, **fields: Any) -> dict[str, Any]:
     """Score and time artifacts under policies, beside `fixed` exits, packed full depth and plain transformers.
+
+    Several artifacts answer the same rows in turn, batch by batch, so that their milliseconds per row can be compared.
 
     Args:
         artifacts: folders; or give them in the settings.
@@ -67,7 +59,8 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
         The command's JSON: `runs`, `baselines`, `environment`.
 
     Raises:
-        UsageError: rows that chose a setting are to be scored, or an option is wrong.
+        UsageError: rows that chose a setting are to be scored, artifacts do not answer the same question, or an option
+            is wrong.
     """
     if settings is None:
         given = {"artifacts": [Path(folder) for folder in artifacts]} if artifacts else {}
@@ -76,12 +69,15 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
     registry = installed()
     device = runtime.device(settings)
     dtype = runtime.inference_dtype(settings)
+    models = [artifact.read(folder, registry, device, dtype) for folder in settings.artifacts]
+    entries = [_entry(model, registry, settings, rows) for model, rows in _same_question(models, settings)]
     report: dict[str, Any] = {"runs": [], "baselines": [], "environment": runtime.describe(device, dtype)}
-    for folder in settings.artifacts:
-        model = artifact.read(folder, registry, device, dtype)
-        one = _benchmark_one(model, registry, settings)
-        report["runs"] += one["runs"]
-        report["baselines"] += one["baselines"]
+    for batch_size in settings.batch_size:
+        times, timed = _time(entries, batch_size, settings.rounds, device)
+        for number, entry in enumerate(entries):
+            parts = _report(entry, number, times, timed, batch_size, first=batch_size == settings.batch_size[0])
+            report["runs"] += parts["runs"]
+            report["baselines"] += parts["baselines"]
     return report
 
 
@@ -95,6 +91,7 @@ def scored_rows(model: Artifact, settings: BenchmarkConfig) -> Rows:
     split = settings.split
     if split is None and (settings.data is None or len(splits(source)) > 1):
         split = scoring_split(source, columns)
+    columns = Columns(columns.text, columns.text_pair, columns.label, settings.group_column or _grade(source, columns))
     rows = read(source, split, columns, model.task, use_labels="optional")
     if settings.max_rows is not None and settings.max_rows < len(rows):
         chosen = np.random.default_rng(0).choice(len(rows), settings.max_rows, replace=False)
@@ -102,244 +99,141 @@ def scored_rows(model: Artifact, settings: BenchmarkConfig) -> Rows:
     return rows
 
 
-def _benchmark_one(model: Artifact, registry: Registry, settings: BenchmarkConfig) -> dict[str, Any]:
-    rows = scored_rows(model, settings)
-    metric = chosen_metric(settings.metric, model, rows)
-    contenders = _contenders(model, registry, settings, rows)
-    price = prices(model.model)
-    truth = truth_of(rows)
-    batches = on_device(rows, model, max(settings.batch_size))
-    full = run_all(model, batches, full_model(model, registry), "full model")
-    full_answers = model.task.answers(full.logits)
-
-    def judged(trace: Trace) -> dict[str, Any]:
-        answers = model.task.answers(trace.logits)
-        scored = score(model.task, metric, truth, answers, full_answers)
-        return {"counted": speedups(trace, price), **scored.as_dict()}
-
-    traces = {c.key: run_all(model, batches, c.plan, c.key) for c in contenders}
-    fixed = _fixed(model, registry)
-    traces |= {name: run_all(model, batches, plan, name) for name, plan in fixed.items()}
-    results = {key: judged(trace) for key, trace in traces.items()}
-    for contender in contenders:
-        _warn_of_drift(contender, traces[contender.key], model.model.shape.exits)
-    about = {"artifact": str(model.folder), "split": rows.origin.split, "rows": len(rows)}
-    runs: list[dict[str, Any]] = []
-    baselines: list[dict[str, Any]] = []
-    for batch_size in settings.batch_size:
-        times, timed = _time(model, rows, contenders, fixed, batch_size, settings.rounds)
-        for contender in contenders:
-            setting = {
-                "policy": contender.plan.name,
-                "target": contender.target,
-                "currency": contender.currency,
-                "settings": contender.plan.settings,
-            }
-            histogram = traces[contender.key].histogram(model.model.shape.exits)
-            clocked = _clocked(times, contender.key, results[contender.key], timed, batch_size)
-            runs.append({**about, **setting, **clocked, "exit_histogram": histogram})
-        for name in fixed:
-            clocked = _clocked(times, name, results[name], timed, batch_size)
-            baselines.append({**about, "name": name, **clocked})
-        plain = _clocked(times, PLAIN, results[PACKED], timed, batch_size)
-        baselines.append({**about, "name": PLAIN, **plain})
-    return {"runs": runs, "baselines": baselines}
+def _grade(source: Any, columns: Columns) -> str | None:
+    """`grade`, where every split has such a column and nothing else is read from it."""
+    tables = catalogue(source).tables.values()
+    free = GRADE not in (columns.text, columns.text_pair, columns.label)
+    return GRADE if free and all(GRADE in table().names for table in tables) else None
 
 
-def _fixed(model: Artifact, registry: Registry) -> dict[str, Schedule]:
-    """`fixed` at every exit, by name; at the last it is the full model."""
-    shape, policy = model.model.shape, registry.policy("fixed")
-    below = {f"fixed exit {exit}": schedule("fixed", policy, {"exit": exit}, shape) for exit in range(1, shape.exits)}
-    return {**below, PACKED: full_model(model, registry)}
-
-
-def _contenders(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows: Rows) -> list[Contender]:
-    """Every policy at every target, calibrated where it must be."""
-    choice = settings.policy or Choice()
-    stored = model.policies.get("policies", {})
-    names = choice.name or [model.policies.get("default", model.task.default_policy)]
-    given = held_settings(choice, names, registry)
-    shape = model.model.shape
-    studies: dict[str, Study] = {}
-    found: list[Contender] = []
-    for name in names:
-        policy = registry.policy(name)
-        if given[name]:
-            plan = schedule(name, policy, given[name], shape)
-            found.append(Contender(f"{name} as given", plan, None, None))
-            continue
-        entry = stored.get(name)
-        if settings.speedups is None and entry is not None:
-            _must_be_other_rows(model, entry["calibration"], rows)
-            chosen = entry["chosen"]
-            plan = schedule(name, policy, chosen["settings"], shape, limits_of(entry, model))
-            found.append(
-                Contender(
-                    f"{name} as calibrated",
-                    plan,
-                    chosen["target_speedup"],
-                    entry["currency"],
-                    chosen["exit_histogram"],
-                )
+def _same_question(models: Sequence[Artifact], settings: BenchmarkConfig) -> list[tuple[Artifact, Rows]]:
+    """Every artifact with the rows to score. Raises UsageError when they differ in task, labels or rows."""
+    first = models[0]
+    for other in models[1:]:
+        if (other.task.kind, sorted(other.task.labels)) != (first.task.kind, sorted(first.task.labels)):
+            raise UsageError(
+                f"{first.folder} and {other.folder} answer different questions: {_question(first)} and "
+                f"{_question(other)}. Benchmark them one by one."
             )
-            continue
-        for target in settings.speedups or [1.0, 2.0, 3.0]:
-            found.append(_at_target(model, registry, settings, rows, name, entry, target, studies))
+    found = [(model, scored_rows(model, settings)) for model in models]
+    texts = {tuple(rows.data["text"][:]) for _, rows in found}
+    if len(texts) > 1:
+        raise UsageError("the artifacts were trained on different data; say with --data which rows all shall answer.")
     return found
 
 
-def _at_target(
-    model: Artifact,
-    registry: Registry,
-    settings: BenchmarkConfig,
-    rows: Rows,
-    name: str,
-    entry: Mapping[str, Any] | None,
-    target: float,
-    studies: dict[str, Study],
-) -> Contender:
-    """A policy at a target: off for 1x, from policy.yaml where that fits, else calibrated now."""
-    shape, policy = model.model.shape, registry.policy(name)
-    currency = settings.currency or (entry["currency"] if entry else "time")
-    key = f"{name} {target:g}x"
-    if target == 1:
-        return Contender(key, off(name, policy, shape), target, currency)
-    elsewhere = settings.calibration_data is not None or settings.calibration_split is not None
-    fits = entry is not None and entry["currency"] == currency and not elsewhere
-    if fits and currency == "time":
-        assert entry is not None
-        fits = entry["batch_size"] == settings.batch_size[0]
-    if entry is not None and fits:
-        chosen = entry["chosen"]
-        point = point_for(entry, target)
-        if chosen["target_speedup"] == target:
-            _must_be_other_rows(model, entry["calibration"], rows)
-            plan = schedule(name, policy, chosen["settings"], shape, limits_of(entry, model))
-            return Contender(key, plan, target, currency, chosen["exit_histogram"])
-        if point is not None:
-            _must_be_other_rows(model, entry["calibration"], rows)
-            plan = schedule(name, policy, point.settings, shape, limits_of(entry, model))
-            return Contender(key, plan, target, currency)
-    study = studies.get("study")
-    if study is None:
-        study = studies["study"] = _study(model, registry, settings, rows)
-    study.limits = limits_of(entry or {}, model)
-    candidates = study.candidates(name, {}, currency)
-    live, _ = confirm(study, name, candidates, currency, target)
-    if live.speedup[currency] < 0.97 * target:
-        log.warning(
-            "policy '%s' does not reach %gx in %s; its fastest, %.2fx, is shown",
-            name,
-            target,
-            currency,
-            live.speedup[currency],
-        )
-    plan = study.plan(name, live.candidate.settings)
-    return Contender(key, plan, target, currency, live.trace.histogram(shape.exits))
+def _question(model: Artifact) -> str:
+    labels = f" of {', '.join(model.task.labels)}" if model.task.labels else ""
+    return f"{model.task.kind}{labels}"
 
 
-def _study(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows: Rows) -> Study:
-    data = settings.calibration_data
-    if data is None and settings.calibration_split is not None:
-        data = settings.data
-    chosen = calibration_rows(model, data, settings.calibration_split, columns_of(settings))
-    _refuse_same(chosen, rows)
-    metric = chosen_metric(settings.metric, model, chosen)
-    return Study(model, registry, chosen, metric, settings.batch_size[0])
+def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows: Rows) -> Entry:
+    metric = chosen_metric(settings.metric, model, rows)
+    taking_part = contenders(model, registry, settings, rows)
+    fixed = fixed_exits(model, registry)
+    price, truth, exits = prices(model.model), truth_of(rows), model.model.shape.exits
+    batches = on_device(rows, model, max(settings.batch_size))
+    full = model.task.answers(run_all(model, batches, full_model(model, registry), "full model").logits)
+    lengths = torch.cat([batch["attention_mask"].sum(dim=1).cpu() for batch in batches]).numpy()
+    judged = Judged(rows, model.task, lengths, full, truth)
+    plans = {contender.key: contender.plan for contender in taking_part} | fixed
+    results: dict[str, dict[str, Any]] = {}
+    for key, plan in plans.items():
+        trace = run_all(model, batches, plan, key)
+        answers = model.task.answers(trace.logits)
+        results[key] = {
+            "counted": speedups(trace, price),
+            **score(model.task, metric, truth, answers, full).as_dict(),
+            "exit_histogram": trace.histogram(exits),
+            "breakdown": breakdown(judged, answers, trace.exit.numpy(), exits),
+        }
+        for contender in taking_part:
+            if contender.key == key:
+                warn_of_drift(contender, trace, exits)
+    return Entry(model, rows, taking_part, plans, results)
 
 
-def _must_be_other_rows(model: Artifact, calibration: Mapping[str, Any], rows: Rows) -> None:
-    """Refuse to score rows that chose the stored settings."""
-    try:
-        chosen = reread(Origin.from_dict(calibration), model.task, calibration["hash"])
-    except ExitkitError:
-        log.warning("the calibration rows are not there any more: whether they are scored here is unknown")
-        return
-    _refuse_same(chosen, rows)
+def _time(entries: Sequence[Entry], batch_size: int, rounds: int, device: torch.device) -> tuple[Times, dict[str, Any]]:
+    """Everything that runs on any of the artifacts, in turn; a batch is a number, the same rows for all."""
+    batches = [on_device(entry.rows, entry.model, batch_size) for entry in entries]
+    numbers = list(range(len(batches[0])))
+    if len(numbers) > MOST_TIMED:
+        numbers = np.linspace(0, len(numbers) - 1, MOST_TIMED).astype(int).tolist()
+    runners: dict[str, clock.Runner] = {}
+    for number, entry in enumerate(entries):
+        for key, plan in entry.plans.items():
+            runners[_key(number, key)] = _exits(entry, batches[number], plan)
+        runners[_key(number, PLAIN)] = _plain(entry, batches[number])
+    with bar(f"timing batches of {batch_size}", rounds * len(numbers)) as advance:
+        times = clock.interleaved(runners, numbers, rounds, device, advance)
+    rows = sum(batches[0][number]["input_ids"].shape[0] for number in numbers)
+    return times, {"batches": len(numbers), "rows": rows, "rounds": rounds}
 
 
-def _refuse_same(chosen: Rows, rows: Rows) -> None:
-    calibrated, scored = _texts(chosen), _texts(rows)
-    both = len(calibrated & scored)
-    if 0 < both <= SAME_ROWS * min(len(calibrated), len(scored)):
-        log.warning("%d of the %d texts to score are among the calibration rows too", both, len(scored))
-    elif both:
-        raise UsageError(
-            f"the rows to score (split '{rows.origin.split}' of {rows.origin.source}) are among those that chose the "
-            "settings, so their score would flatter. Score other rows with --data/--split, or calibrate on others "
-            "with --calibration-data/--calibration-split."
-        )
+def _key(number: int, name: str) -> str:
+    return f"{number} {name}"
 
 
-def _texts(rows: Rows) -> set[tuple[str, ...]]:
-    names = ["text", "text_pair"] if rows.pair else ["text"]
-    return set(zip(*(rows.data[name][:] for name in names), strict=True))
+def _exits(entry: Entry, batches: Sequence[Batch], plan: Schedule) -> clock.Runner:
+    return lambda number: run(entry.model.model, batches[number], plan)
 
 
-def _warn_of_drift(contender: Contender, trace: Trace, exits: int) -> None:
-    if contender.calibrated_histogram is None:
-        return
-    before = np.asarray(contender.calibrated_histogram, dtype=float)
-    now = np.asarray(trace.histogram(exits), dtype=float)
-    moved = float(np.abs(before / before.sum() - now / now.sum()).sum() / 2)
-    if moved > DRIFT:
-        log.warning(
-            "%s: %.0f %% of the rows leave at other exits than on the calibration rows; calibration data should look "
-            "like the traffic",
-            contender.key,
-            100 * moved,
-        )
-
-
-def _time(
-    model: Artifact,
-    rows: Rows,
-    contenders: Sequence[Contender],
-    fixed: Mapping[str, Schedule],
-    batch_size: int,
-    rounds: int,
-) -> tuple[Times, dict[str, Any]]:
-    batches = on_device(rows, model, batch_size)
-    if len(batches) > MOST_TIMED:
-        batches = [batches[i] for i in np.linspace(0, len(batches) - 1, MOST_TIMED).astype(int)]
-
-    def exits(plan: Schedule) -> Runner:
-        return lambda batch: run(model.model, batch, plan)
-
-    def plain(batch: Batch) -> torch.Tensor:
+def _plain(entry: Entry, batches: Sequence[Batch]) -> clock.Runner:
+    def answer(number: int) -> torch.Tensor:
         with torch.inference_mode():
-            logits: torch.Tensor = model.model.stock(**batch).logits
+            logits: torch.Tensor = entry.model.model.stock(**batches[number]).logits
             return logits
 
-    runners: dict[str, Runner] = {c.key: exits(c.plan) for c in contenders}
-    runners |= {name: exits(plan) for name, plan in fixed.items()}
-    runners[PLAIN] = plain
-    with bar(f"timing batches of {batch_size}", rounds * len(batches)) as advance:
-        times = clock.interleaved(runners, batches, rounds, model.model.device, advance)
-    timed = {
-        "batches": len(batches),
-        "rows": sum(batch["input_ids"].shape[0] for batch in batches),
-        "rounds": rounds,
-        "full": PACKED,
-    }
-    return times, timed
+    return answer
+
+
+def _report(
+    entry: Entry, number: int, times: Times, timed: Mapping[str, Any], batch_size: int, first: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs and baselines of one artifact at one batch size; breakdowns stand in those of the first size only."""
+    about = {"artifact": str(entry.model.folder), "split": entry.rows.origin.split, "rows": len(entry.rows)}
+    by_key = {contender.key: contender for contender in entry.contenders}
+    parts: dict[str, list[dict[str, Any]]] = {"runs": [], "baselines": []}
+    for key, result in entry.results.items():
+        clocked = _clocked(times, number, key, result, timed, batch_size)
+        more = {"exit_histogram": result["exit_histogram"]}
+        if key not in by_key:
+            parts["baselines"].append({**about, "name": key, **clocked, **more})
+            continue
+        contender = by_key[key]
+        setting = {
+            "policy": contender.plan.name,
+            "target": contender.target,
+            "currency": contender.currency,
+            "settings": contender.plan.settings,
+            "limits": contender.plan.limits.as_dict(entry.model.card.labels),
+        }
+        if first:
+            more["breakdown"] = result["breakdown"]
+        parts["runs"].append({**about, **setting, **clocked, **more})
+    plain = _clocked(times, number, PLAIN, entry.results[PACKED], timed, batch_size)
+    parts["baselines"].append({**about, "name": PLAIN, **plain})
+    return parts
 
 
 def _clocked(
-    times: Times, key: str, result: Mapping[str, Any], timed: Mapping[str, Any], batch_size: int
+    times: Times, number: int, name: str, result: Mapping[str, Any], timed: Mapping[str, Any], batch_size: int
 ) -> dict[str, Any]:
     """One contender's figures at one batch size."""
+    key, full = _key(number, name), _key(number, PACKED)
     low, mid, high = np.percentile(times.seconds[key] * 1000, [50, 95, 99])
-    scores = {name: value for name, value in result.items() if name != "counted"}
+    seconds = float(times.per_batch(key).sum())
+    scores = {k: v for k, v in result.items() if k not in ("counted", "breakdown", "exit_histogram")}
     counted = dict(result["counted"])
-    if key == PLAIN:
+    if name == PLAIN:
         counted = {"layers": 1.0, "flops": None}  # it multiplies padding, which is not counted
     return {
         "batch_size": batch_size,
-        "speedup": {**counted, "time": times.speedup(key, timed["full"])},
-        "speedup_ci": {"time": list(times.speedup_interval(key, timed["full"]))},
+        "speedup": {**counted, "time": times.speedup(key, full)},
+        "speedup_ci": {"time": list(times.speedup_interval(key, full))},
         **scores,
         "latency_ms": {"p50": float(low), "p95": float(mid), "p99": float(high)},
-        "throughput": timed["rows"] / float(times.per_batch(key).sum()),
+        "ms_per_row": 1000 * seconds / timed["rows"],
+        "throughput": timed["rows"] / seconds,
         "timed": {"batches": timed["batches"], "rounds": timed["rounds"]},
     }

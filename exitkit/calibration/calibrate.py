@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from exitkit import artifact, config, runtime
+from exitkit import artifact, config, model_card, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
@@ -75,6 +75,7 @@ def calibrate(
         result["reachable"] = [_point(candidate) for candidate in found]
     if result["feasible"]:
         _store(model, name, settings, rows, confirmed, found, result)
+        model_card.refresh(model.folder)
     return result
 
 

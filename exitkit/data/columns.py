@@ -31,6 +31,7 @@ class Columns:
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    group: str | None = None  # what rows are told apart by in a report; read only where it is asked for
 
     def as_dict(self) -> dict[str, str | None]:
         """The names as plain data, for YAML."""
@@ -52,7 +53,7 @@ def find_columns(names: Sequence[str], asked: Columns, use_labels: LabelUse) -> 
 
     Raises UsageError: a column asked for is not there, none fits, or more than one does.
     """
-    for given in (asked.text, asked.text_pair, asked.label):
+    for given in (asked.text, asked.text_pair, asked.label, asked.group):
         if given is not None and given not in names:
             raise UsageError(one_of("column", given, names))
     free = [name for name in names if name not in (asked.text, asked.text_pair, asked.label)]
@@ -64,7 +65,7 @@ def find_columns(names: Sequence[str], asked: Columns, use_labels: LabelUse) -> 
     used = [name for name in (text, text_pair, label) if name is not None]
     if len(set(used)) < len(used):
         raise UsageError(f"one column is asked for twice: {_listed(used)}. Name a different column for each.")
-    return Columns(text, text_pair, label)
+    return Columns(text, text_pair, label, asked.group)
 
 
 def _find_text(free: Sequence[str], asked: Columns, names: Sequence[str]) -> tuple[str, str | None]:

@@ -51,7 +51,8 @@ class Origin:
 class Rows:
     """Texts or pairs, with or without labels, checked: no null text, every label known."""
 
-    data: datasets.Dataset  # columns text, text_pair (pairs only), label (labelled only, as the task stores it)
+    data: datasets.Dataset  # columns text, text_pair (pairs only), label (labelled only, as the task stores it),
+    # group (only where asked for)
     task: Task | None  # None: the rows have no labels
     origin: Origin
 
@@ -152,6 +153,8 @@ def read_from(
     data = {"text": _texts(pieces, picked.text)}
     if picked.text_pair:
         data["text_pair"] = _texts(pieces, picked.text_pair)
+    if picked.group:
+        data["group"] = _groups(pieces, picked.group)
     known = None
     if picked.label:
         read_labels = targets(pieces, picked.label, task)
@@ -225,6 +228,16 @@ def _text(piece: Piece, name: str) -> pa.ChunkedArray:
             f"column '{name}' of {piece.origin} holds {column.type}, not text. Say which column with --text-column."
         )
     return column.cast(pa.large_string())  # 32-bit offsets end at 2 GB of text
+
+
+def _groups(pieces: Sequence[Piece], name: str) -> pa.ChunkedArray:
+    """Any column as strings; a missing value is a group of its own."""
+    columns = [piece.table.column(name).slice(piece.start, piece.stop - piece.start) for piece in pieces]
+    try:
+        texts = [column.cast(pa.large_string()).fill_null("(none)") for column in columns]
+    except pa.ArrowException:
+        raise UsageError(f"--group-column '{name}' holds {columns[0].type}; it must hold strings or numbers.") from None
+    return pa.chunked_array([chunk for column in texts for chunk in column.chunks], pa.large_string())
 
 
 def _complete(pieces: Sequence[Piece], found: Targets, use_labels: LabelUse) -> bool:

@@ -18,7 +18,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import exitkit
-from exitkit import artifact, config, runtime
+from exitkit import artifact, config, model_card, runtime
 from exitkit.config import Choice, TrainConfig
 from exitkit.data.batches import batches, encode, limit
 from exitkit.data.columns import Columns
@@ -92,6 +92,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     card = _card(settings, model, data, {"name": recipe_name, **dataclasses.asdict(recipe)}, max_length, metric)  # type: ignore[call-overload]
     artifact.write(partial, model, tokenizer, card)
     artifact.write_metrics(partial, report)
+    model_card.write(partial, card, report, {})
     shutil.rmtree(folder)
     artifact.publish(partial, settings.output)
     return report
@@ -239,12 +240,19 @@ def _card(
     metric: str,
 ) -> artifact.Card:
     calibration = data.calibration
+    chosen = {"epochs": settings.epochs, "seed": settings.seed}
     return artifact.Card(
         task=model.task,
         labels=data.task.labels,
         exits=model.exits,
         pooling=model.pooling,
-        recipe={**recipe, "epochs": settings.epochs, "seed": settings.seed, "rows": len(data.train)},
+        recipe={
+            **recipe,
+            "model": str(settings.model),
+            "epochs": settings.epochs,
+            "seed": settings.seed,
+            "rows": len(data.train),
+        },
         max_length=max_length,
         metric=metric,
         data={**data.train.origin.as_dict(), "indices": None},

@@ -1,0 +1,137 @@
+"""Where a run's rows leave and what it gets right, part by part, and which answers it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exitkit.data.sources import Rows
+from exitkit.tasks import Answers, Task
+
+MOST_SHOWN = 100
+MOST_GROUPS = 30
+LENGTHS = (0.25, 0.5, 0.75)  # quantiles between which rows count as alike
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows of a benchmark and what the full model says of them."""
+
+    rows: Rows
+    task: Task
+    lengths: npt.NDArray[np.int64]  # [N] tokens
+    full: Answers
+    truth: Answers | None
+
+    @property
+    def reference(self) -> Answers:
+        """What answers are compared with: labels, or the full model where there are none."""
+        return self.full if self.truth is None else self.truth
+
+
+def breakdown(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64], exits: int) -> dict[str, Any]:
+    """Share by exit and score of every part of the rows.
+
+    Args:
+        judged: the rows.
+        answers: of the run.
+        taken: [N] exit of each row, from 1.
+        exits: E.
+
+    Returns:
+        `measure` (what the scores are), `by_exit`, `by_class`, `by_length`, `by_group` (lists of parts with rows,
+        share of the rows per exit, score and the full model's score) and `changed`.
+    """
+    task = judged.task
+    mine, full = (task.unit_scores(judged.reference, given) for given in (answers, judged.full))
+
+    def part(name: str, rows: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        left = np.bincount(taken[rows], minlength=exits + 1)[1:]
+        return {
+            "name": name,
+            "rows": int(rows.sum()),
+            "exits": [int(count) for count in left],
+            "score": float(mine[rows].mean()),
+            "full_score": float(full[rows].mean()),
+        }
+
+    def parts(masks: Mapping[str, npt.NDArray[np.bool_]]) -> list[dict[str, Any]]:
+        return [part(name, rows) for name, rows in masks.items() if rows.any()]
+
+    kind = "mean absolute error" if task.kind == "regression" else "share right"
+    return {
+        "measure": kind if judged.truth is not None else kind.replace("right", "equal to the full model"),
+        "by_exit": parts({f"exit {exit}": taken == exit for exit in range(1, exits + 1)}),
+        "by_class": parts(_classes(judged)),
+        "by_length": parts(_lengths(judged.lengths)),
+        "by_group": parts(_groups(judged.rows)),
+        "changed": changed(judged, answers, taken),
+    }
+
+
+def changed(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The rows that the run answers otherwise than the full model; at most `MOST_SHOWN` are shown, spread evenly.
+
+    In regression, the rows with the largest differences.
+    """
+    task, truth = judged.task, judged.truth
+    if task.kind == "regression":
+        rows = np.argsort(-np.abs(answers - judged.full), kind="stable")[:MOST_SHOWN]
+        total = int((answers != judged.full).sum())
+    else:
+        differs = answers != judged.full
+        rows = np.flatnonzero(differs if differs.ndim == 1 else differs.any(axis=1))
+        total = len(rows)
+    found: dict[str, Any] = {"rows": total, "became_wrong": None, "became_right": None}
+    if truth is not None and task.kind != "regression":
+        mine, full = (task.unit_scores(truth[rows], given[rows]) for given in (answers, judged.full))
+        found["became_wrong"], found["became_right"] = int((mine < full).sum()), int((mine > full).sum())
+    shown = rows if len(rows) <= MOST_SHOWN else rows[np.linspace(0, len(rows) - 1, MOST_SHOWN).astype(int)]
+    data = judged.rows.data
+    found["shown"] = [
+        {
+            "row": int(row),
+            "text": data[int(row)]["text"],
+            **({"text_pair": data[int(row)]["text_pair"]} if judged.rows.pair else {}),
+            "full": _spelled(task, judged.full[row]),
+            "answer": _spelled(task, answers[row]),
+            "truth": None if truth is None else _spelled(task, truth[row]),
+            "exit": int(taken[row]),
+        }
+        for row in shown
+    ]
+    return found
+
+
+def _spelled(task: Task, answer: Any) -> str:
+    return f"{answer:.3g}" if task.kind == "regression" else task.spelled(answer).replace("\n", ", ") or "(none)"
+
+
+def _classes(judged: Judged) -> dict[str, npt.NDArray[np.bool_]]:
+    """Rows by the class that they have, or that the full model gives them."""
+    labels = judged.task.labels
+    if judged.reference.ndim == 2:
+        return {name: judged.reference[:, number].astype(bool) for number, name in enumerate(labels)}
+    return {name: judged.reference == number for number, name in enumerate(labels[:MOST_GROUPS])}
+
+
+def _lengths(lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]:
+    edges = [int(edge) for edge in np.unique(np.quantile(lengths, LENGTHS).astype(int))]
+    bounds: Sequence[tuple[int, int]] = list(zip([0, *edges], [*edges, int(lengths.max())], strict=True))
+    return {
+        f"{max(low + 1, int(lengths.min()))} to {high} tokens": (lengths > low) & (lengths <= high)
+        for low, high in bounds
+    }
+
+
+def _groups(rows: Rows) -> dict[str, npt.NDArray[np.bool_]]:
+    if "group" not in rows.data.column_names:
+        return {}
+    names = np.asarray(rows.data["group"][:])
+    known, counts = np.unique(names, return_counts=True)
+    most = sorted(known[np.argsort(-counts)][:MOST_GROUPS].tolist())
+    return {str(name): names == name for name in most}

@@ -1,0 +1,114 @@
+"""`exitkit inspect`: what an artifact is, from its files alone. The weights are not loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from exitkit import artifact
+from exitkit.data.sources import Origin, reread
+from exitkit.errors import ExitkitError
+from exitkit.tasks import task
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """What is in an artifact, as plain values.
+
+    Raises:
+        UsageError: the folder is not an artifact.
+        ExitkitError: a file is missing or damaged.
+    """
+    card = artifact.read_card(folder)
+    policies = artifact.read_policies(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ExitkitError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from None
+    metrics = _metrics(folder / artifact.METRICS)
+    scores = {one["layer"]: one["score"] for one in metrics.get("exits", [])}
+    return {
+        "artifact": str(folder),
+        "task": card.task,
+        "labels": list(card.labels),
+        "family": config.model_type,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "parameters": {name: _parameters(folder / name) for name in ("model.safetensors", artifact.EXITS)},
+        "exits": [
+            {"exit": number, "layer": layer, "score": scores.get(layer)} for number, layer in enumerate(card.exits, 1)
+        ],
+        "metric": card.metric,
+        "split": metrics.get("split"),
+        "pooling": card.pooling,
+        "recipe": card.recipe,
+        "max_length": card.max_length,
+        "data": card.data["source"],
+        "calibration": {**_origin(card.calibration), "there": _there(card, card.calibration)},
+        "policies": [
+            _policy(name, entry, card, policies["default"]) for name, entry in policies.get("policies", {}).items()
+        ],
+        "versions": card.versions,
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+
+
+def _policy(name: str, entry: dict[str, Any], card: artifact.Card, default: str) -> dict[str, Any]:
+    chosen, currency = entry["chosen"], entry["currency"]
+    return {
+        "policy": name,
+        "default": name == default,
+        "target_speedup": chosen["target_speedup"],
+        "currency": currency,
+        "batch_size": entry["batch_size"],
+        "settings": chosen["settings"],
+        "limits": entry.get("limits", {}),
+        "speedup": chosen["speedup"],
+        "score": chosen["score"],
+        "fastest": max(point["speedup"][currency] for point in entry["frontier"]),
+        "points": len(entry["frontier"]),
+        "calibration": {**_origin(entry["calibration"]), "there": _there(card, entry["calibration"])},
+    }
+
+
+def _origin(plain: dict[str, Any]) -> dict[str, Any]:
+    return {key: plain[key] for key in ("source", "split", "rows", "hash") if key in plain}
+
+
+def _there(card: artifact.Card, plain: dict[str, Any]) -> bool:
+    """Whether the calibration rows can still be read and are the same."""
+    try:
+        reread(Origin.from_dict(plain), task(card.task, card.labels), plain["hash"])
+    except ExitkitError:
+        return False
+    return True
+
+
+def _metrics(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExitkitError(f"{file} is damaged: {error}") from None
+    return found
+
+
+def _parameters(file: Path) -> int:
+    if not file.exists():
+        raise ExitkitError(f"{file} is missing.")
+    try:
+        with safe_open(file, "pt") as weights:
+            return sum(_size(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ExitkitError(f"{file} cannot be read: {error}") from None
+
+
+def _size(shape: list[int]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total

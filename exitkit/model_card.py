@@ -1,0 +1,138 @@
+"""The model card: README.md inside an artifact, in the hub's format, with figures that were measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exitkit import artifact
+from exitkit.artifact import Card
+
+log = logging.getLogger("exitkit")
+
+README = "README.md"
+MARK = "<!-- written by exitkit: remove this line to keep your own changes -->"
+PIPELINES = {
+    "classification": "text-classification",
+    "multi-label": "text-classification",
+    "regression": "text-classification",
+}
+
+
+def write(folder: Path, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> None:
+    """Write the card, unless somebody wrote one of their own (a README.md without our mark).
+
+    Args:
+        folder: the artifact.
+        card: exitkit.yaml.
+        metrics: metrics.json.
+        policies: policy.yaml; empty before calibrate.
+    """
+    file = folder / README
+    if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        return
+    artifact.write_text(file, text(folder.name.removesuffix(".partial"), card, metrics, policies))
+
+
+def refresh(folder: Path) -> None:
+    """Write the card anew from the files of an artifact; a folder without metrics.json keeps what it has."""
+    file = folder / artifact.METRICS
+    if not file.exists():
+        return
+    card = artifact.read_card(folder)
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        write(folder, card, metrics, artifact.read_policies(folder))
+    except (ValueError, KeyError) as error:
+        log.warning("%s is damaged (%s): the model card is left as it was", file, error)
+
+
+def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> str:
+    """The card."""
+    base = str(card.recipe.get("model", ""))
+    source = str(card.data["source"])
+    front: dict[str, Any] = {
+        "library_name": "exitkit",
+        "pipeline_tag": "token-classification" if card.task == "tagging" else "text-classification",
+        "tags": ["early-exit", "exitkit", "transformers", card.task],
+    }
+    if _on_hub(base):
+        front["base_model"] = base
+    if _on_hub(source):
+        front["datasets"] = [source.split(":")[0]]
+    last = metrics["exits"][-1]
+    result = {
+        "task": {"type": front["pipeline_tag"]},
+        "dataset": {"name": Path(source).name or source, "type": source if _on_hub(source) else "local"},
+        "metrics": [
+            {"type": metrics["metric"], "value": round(last["score"], 4), "name": f"{metrics['metric']}, last exit"}
+        ],
+    }
+    front["model-index"] = [{"name": name, "results": [result]}]
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
+    return "\n".join(["---", head, "---", MARK, "", f"# {name}", "", *_body(name, card, base, metrics, policies), ""])
+
+
+def _on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name.split(":")[0]).exists()
+
+
+def _body(name: str, card: Card, base: str, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> list[str]:
+    labels = f" Labels: {', '.join(card.labels)}." if card.labels else ""
+    started = f" from `{Path(base).name if Path(base).is_absolute() else base}`" if base else ""
+    lines = [
+        f"An encoder for {card.task} with {len(card.exits)} exits, trained by exitkit{started} "
+        f"with recipe `{card.recipe['name']}`.{labels}",
+        "",
+        "## Use",
+        "",
+        "With early exit:",
+        "",
+        "```python",
+        "import exitkit",
+        "",
+        f'model = exitkit.load("{name}")',
+        'model.predict(["a text"], speedup=2)' if policies else 'model.predict(["a text"])',
+        "```",
+        "",
+        "As a plain transformers model, which runs every layer:",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'pipeline("text-classification", "{name}")("a text")',
+        "```",
+        "",
+        "## Exits",
+        "",
+        f"{metrics['metric']} on {metrics['rows']} rows of {metrics['split']}:",
+        "",
+        "| exit | layer | score |",
+        "|--:|--:|--:|",
+        *(f"| {one['exit']} | {one['layer']} | {100 * one['score']:.1f} |" for one in metrics["exits"]),
+        "",
+    ]
+    if not policies:
+        return lines
+    lines += [
+        "## Calibrated",
+        "",
+        "Speed-ups and scores are of the rows that the settings were chosen on, and so flatter a little. Score other "
+        "rows with `exitkit benchmark`.",
+        "",
+        "| policy | target | layers | flops | time | score | rows |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for policy, entry in policies["policies"].items():
+        chosen = entry["chosen"]
+        target = "–" if chosen["target_speedup"] is None else f"{chosen['target_speedup']:g}x in {entry['currency']}"
+        speeds = " | ".join(f"{chosen['speedup'][currency]:.2f}x" for currency in ("layers", "flops", "time"))
+        lines.append(
+            f"| {policy} | {target} | {speeds} | {100 * chosen['score']:.1f} | {entry['calibration']['rows']} |"
+        )
+    return [*lines, ""]
