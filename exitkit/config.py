@@ -258,6 +258,8 @@ class DemoConfig(Common):
 
     output: Annotated[Path, flag("Folder for the model and the report.", short="-o")] = Path("exitkit-demo")
     seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False), flag("Epochs of training.", cli=False)] = 6
+    max_train_samples: Annotated[int | None, Field(ge=10), flag("Train on fewer rows.", cli=False)] = None
 
     @model_validator(mode="after")
     def _never_a_file(self) -> DemoConfig:

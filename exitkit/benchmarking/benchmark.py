@@ -198,6 +198,8 @@ def _report(
         clocked = _clocked(times, number, key, result, timed, batch_size)
         more = {"exit_histogram": result["exit_histogram"]}
         if key not in by_key:
+            if first:
+                more["by_group"] = result["breakdown"]["by_group"]
             parts["baselines"].append({**about, "name": key, **clocked, **more})
             continue
         contender = by_key[key]

@@ -79,7 +79,7 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(words.union(*(scene.split() for scene in SCENES + IDLE_SCENES))))
 
 
-def build_model(folder: Path, layers: int = 6, width: int = 128, heads: int = 4, seed: int = 0) -> None:
+def build_model(folder: Path, layers: int = 8, width: int = 96, heads: int = 4, seed: int = 0) -> None:
     """Write a small BERT with random weights, and a tokenizer of the demo's words, into `folder`."""
     tokenizer = _tokenizer()
     config = BertConfig(
