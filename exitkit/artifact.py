@@ -125,6 +125,11 @@ def read(
         ExitkitError: a file is missing or damaged; the message names it.
     """
     card = read_card(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).exists():
+            raise ExitkitError(
+                f"{folder / name} is missing. The folder is damaged; train it again or restore the file."
+            )
     with _told(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -41,7 +41,10 @@ def _numbers(value: Any) -> Any:
 
 
 def _speedups(value: Any) -> Any:
-    return [_speedup(one) for one in _numbers(value)]
+    found = [_speedup(one) for one in _numbers(value)]
+    if not found:
+        raise ValueError("an empty list; write speed-ups like 1x,2x,3x, or leave it out")
+    return found
 
 
 def _exits(value: Any) -> Any:
@@ -107,9 +110,11 @@ class Choice(BaseModel):
 Chosen = Annotated[Choice, BeforeValidator(_named)]
 
 
-def flag(help: str, *, panel: str | None = None, short: str | None = None, cli: bool = True) -> Any:
-    """Metadata of a field: its help text, and whether and where it stands on the command line."""
-    return Field(description=help, json_schema_extra={"panel": panel, "short": short, "cli": cli})
+def flag(
+    help: str, *, panel: str | None = None, short: str | None = None, cli: bool = True, repeat: bool = False
+) -> Any:
+    """Metadata of a field: its help text, whether and where it stands on the command line, whether it repeats."""
+    return Field(description=help, json_schema_extra={"panel": panel, "short": short, "cli": cli, "repeat": repeat})
 
 
 WHERE = "Where it runs"
@@ -201,9 +206,9 @@ class CalibrateConfig(Common, DataColumns):
         bool, flag("Fit a temperature per exit first, so that probabilities mean what they say.")
     ] = False
     min_exit: Annotated[int, Field(ge=1), flag("Nobody leaves before this exit.")] = 1
-    never_early: Annotated[Names, flag("A label that only the last exit may give; repeat for several.")] = Field(
-        default_factory=list
-    )
+    never_early: Annotated[
+        Names, flag("A label that only the last exit may give; repeat for several.", repeat=True)
+    ] = Field(default_factory=list)
     metric: Annotated[Metric, flag("What the score is (default: what train used).")] = None
     data: Annotated[Any, flag("Rows to calibrate on (default: those set aside by train).")] = None
     split: Annotated[str | None, flag("Split of --data, slices too: validation[:50%].")] = None

@@ -123,7 +123,7 @@ def collect(sources: Iterable[tuple[Plugin, Callable[[], Any]]]) -> Registry:
         registry.plugins.append(plugin)
         try:
             staged = _registrations(plugin, load())
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin that ends the program is broken like any other
             plugin.error = _reason(error)
             continue
         for kind, name, thing in staged:
@@ -184,7 +184,7 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "?"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """One line, without pluggy's own prefix."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"

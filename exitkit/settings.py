@@ -70,17 +70,24 @@ def schedule(
             raise UsageError(one_of(f"setting of policy '{name}'", given, fields))
     complete: Settings = {}
     for field in fields.values():
-        value = settings.get(field.name, field.default)
+        value = settings[field.name] if field.name in settings else _default(name, field)
         knob = declared.get(field.name)
         complete[field.name] = value if knob is None else checked(name, knob, value, shape)
+    varying = {key for key, value in complete.items() if key in declared and isinstance(value, list)}
     steps = []
     for exit in range(shape.exits):
-        now = {
-            key: value[min(exit, len(value) - 1)] if isinstance(value, list) else value
-            for key, value in complete.items()
-        }
+        now = {key: value[min(exit, len(value) - 1)] if key in varying else value for key, value in complete.items()}
         steps.append(policy(**now))
     return Schedule(name, complete, tuple(steps), limits)
+
+
+def _default(policy: str, field: dataclasses.Field[Any]) -> Any:
+    """The default of a field. Raises UsageError: it has none, and nobody gave a value."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    raise UsageError(f"policy.{policy}.{field.name} has no default; give it with --set policy.{policy}.{field.name}=…")
 
 
 def off(name: str, policy: type[ExitPolicy], shape: Shape) -> Schedule:

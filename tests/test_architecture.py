@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -61,9 +62,28 @@ def test_imports_go_down_only(file: Path) -> None:
         return
     for name in imports(file) - {here}:
         assert name in LEVEL, f"{name} has no place in the layers"
-        below = LEVEL[name] < LEVEL[here]
-        aside = LEVEL[name] == LEVEL[here]
-        assert below or aside, f"{file.name} ({here}) imports {name}, which is above it"
+        assert LEVEL[name] <= LEVEL[here], f"{file.name} ({here}) imports {name}, which is above it"
+
+
+def test_modules_of_one_level_import_each_other_in_one_direction_only() -> None:
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        here = package(file)
+        if here in LEVEL:
+            found = {name for name in imports(file) - {here} if LEVEL.get(name) == LEVEL[here]}
+            graph[here] = graph.get(here, set()) | found
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("command", ["", "train", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"])
+def test_help_waits_for_nothing_heavy(command: str) -> None:
+    heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]
+    code = (
+        "import sys\nfrom exitkit.cli import app\n"
+        f"try:\n    app({[*command.split(), '--help']!r})\nexcept SystemExit:\n    pass\n"
+        f"found = [name for name in {heavy!r} if name in sys.modules]\nassert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda file: file.name)

@@ -107,3 +107,12 @@ def test_an_unknown_name_comes_with_the_closest_match() -> None:
     registry = collect([(plugin("good"), lambda: offering(Good, "entropy"))])
     with pytest.raises(UsageError, match="Did you mean 'entropy'"):
         registry.policy("entrophy")
+
+
+def test_a_plugin_that_ends_the_program_on_import_is_broken_and_stops_nobody() -> None:
+    def ends() -> None:
+        raise SystemExit("bye")
+
+    registry = collect([(Plugin("ends", "x", "x", "1"), ends), (Plugin("good", "y", "y", "1"), lambda: offering(Good))])
+    assert registry.names("policy") == ["rule"]
+    assert registry.plugins[0].error == "SystemExit: bye"

@@ -202,3 +202,26 @@ def test_an_answer_of_the_policys_own_takes_the_place_of_the_exits() -> None:
     early = outcome.exit < SHAPE.exits
     assert early.any()
     assert torch.equal(outcome.logits[early], -logits[outcome.exit - 1, torch.arange(40)][early])
+
+
+@dataclass(frozen=True)
+class Plain(ExitPolicy):
+    """A plain setting that is a list, and one without a default."""
+
+    words: list[str]
+    threshold: float = knob(0.5, low=0.0, high=1.0)
+
+    def decide(self, seen, state):
+        return torch.full_like(seen.live, bool(self.words)), state
+
+
+def test_a_plain_list_is_one_setting_and_not_one_value_per_exit() -> None:
+    shape = Shape(exits=3, layers=3, labels=2, width=8, task="classification")
+    for words in ([], ["a"], ["a", "b", "c", "d"]):
+        assert [step.words for step in schedule("plain", Plain, {"words": words}, shape).steps] == [words] * 3
+
+
+def test_a_setting_without_a_default_must_be_given() -> None:
+    shape = Shape(exits=3, layers=3, labels=2, width=8, task="classification")
+    with pytest.raises(UsageError, match=r"policy\.plain\.words has no default"):
+        schedule("plain", Plain, {}, shape)

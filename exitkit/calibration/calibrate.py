@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -104,12 +105,12 @@ def chosen_metric(asked: str | None, model: Artifact, rows: Rows) -> str:
 def held_settings(choice: Choice, names: Sequence[str], registry: Registry) -> dict[str, dict[str, Any]]:
     """Settings given beside the names of policies, sorted to the policies that have them.
 
-    `policy.KNOB` belongs to every policy of the run that has the knob, `policy.NAME.KNOB` to one.
+    `policy.KNOB` belongs to every policy of the run that has such a setting, `policy.NAME.KNOB` to one.
 
     Raises:
         UsageError: no policy of the run has such a setting.
     """
-    fields = {name: {knob.name for knob in knobs(registry.policy(name))} for name in names}
+    fields = {name: {field.name for field in dataclasses.fields(registry.policy(name))} for name in names}  # type: ignore[arg-type]
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in choice.options.items():
         if isinstance(value, Mapping):

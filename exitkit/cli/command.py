@@ -163,7 +163,8 @@ def _cli_type(field: FieldInfo) -> Any:
     kinds = [kind for kind in _members(field.annotation) if kind is not NoneType]
     if field.annotation is bool:
         return bool
-    if any(kind is Choice for kind in kinds):
+    extra = field.json_schema_extra
+    if any(kind is Choice for kind in kinds) or (isinstance(extra, dict) and extra["repeat"]):
         return list[str]
     if any(get_origin(kind) is list and get_args(kind)[0] is Path for kind in kinds):
         return list[Path]

@@ -16,7 +16,7 @@ PAIRS = (
     ("question", "sentence"),
 )
 # A name of an earlier rank wins; two of one rank are ambiguous. Complete pairs stand in the first rank.
-SINGLES = (("text", "sentence"), ("review", "content", "question"))
+SINGLES = (("text", "sentence"), ("review", "content", "question"), ("tokens", "words"))
 LabelUse: TypeAlias = Literal["needed", "optional", "ignored"]
 """Whether labels must be there, are taken when every row has one, or are not looked at (prediction: a label
 column may hold anything)."""

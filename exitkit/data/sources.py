@@ -223,6 +223,8 @@ def _text(piece: Piece, name: str) -> pa.ChunkedArray:
     if column.null_count:
         row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
         raise ExitkitError(f"{piece.row(row)}: column '{name}' has no text. Fill or drop such rows.")
+    if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):  # words
+        column = pc.binary_join(column, " ")
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UsageError(
             f"column '{name}' of {piece.origin} holds {column.type}, not text. Say which column with --text-column."

@@ -31,7 +31,8 @@ from exitkit.trace import Trace
 
 log = logging.getLogger("exitkit")
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, str] | list[str]
+"""A text, a pair of texts (a tuple, or a list where the model takes pairs), or the words of one text (a list)."""
 Answer = dict[str, Any]
 MOST_NAMED = 100
 
@@ -60,7 +61,7 @@ class Predictor:
         """Answer texts, in their order.
 
         Args:
-            texts: strings, or (text, second text) for a model of pairs.
+            texts: strings, or (text, second text) for a model of pairs; a list of strings is one text in words.
             policy: a policy's name, or a mapping of its `name` and settings; default is what calibrate stored, else
                 the full model.
             speedup: use the calibrated setting for this speed-up.
@@ -78,7 +79,7 @@ class Predictor:
         """
         plan = self.plan(policy, speedup, max_exit)
         answers: list[Answer] = []
-        for chunk in _chunks(iter(_checked(texts)), batch_size):
+        for chunk in _chunks(iter(self._checked(texts)), batch_size):
             answers += self.answers(self.trace(chunk, plan), plan, probabilities)
         return answers
 
@@ -93,10 +94,13 @@ class Predictor:
     ) -> npt.NDArray[np.float32]:
         """Probabilities [N, C] of all labels; arguments as in `predict`."""
         plan = self.plan(policy, speedup, max_exit)
-        chunks = _chunks(iter(_checked(texts)), batch_size)
+        chunks = _chunks(iter(self._checked(texts)), batch_size)
         task = self.artifact.task
         found = [task.probabilities(self.trace(chunk, plan).logits).cpu().numpy() for chunk in chunks]
         return np.concatenate(found) if found else np.zeros((0, len(self.labels)), dtype=np.float32)
+
+    def _checked(self, texts: Sequence[Text]) -> Sequence[str | tuple[str, str]]:
+        return _checked(texts, bool(self.artifact.card.data["columns"].get("text_pair")))
 
     def plan(
         self,
@@ -111,7 +115,7 @@ class Predictor:
         wanted = None if speedup is None else config.parse(PredictConfig, {"speedup": speedup}).speedup
         return stored_plan(self.artifact, self.registry, choice, wanted, max_exit)
 
-    def trace(self, texts: Sequence[Text], plan: Schedule) -> Trace:
+    def trace(self, texts: Sequence[str | tuple[str, str]], plan: Schedule) -> Trace:
         """Run one batch of texts."""
         first = [text if isinstance(text, str) else text[0] for text in texts]
         second = None if isinstance(texts[0], str) else [text[1] for text in texts]
@@ -209,7 +213,11 @@ def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
             log.warning("policy '%s' has not been calibrated: it runs with its default settings", name)
         settings = given
     else:
-        raise UsageError(f"policy '{name}' has not been calibrated on {model.folder}; calibrated: {', '.join(stored)}.")
+        others = f" Calibrated: {', '.join(stored)}." if stored else ""
+        raise UsageError(
+            f"policy '{name}' has not been calibrated on {model.folder}, so there is no setting for {speedup:g}x."
+            f"{others} Run 'exitkit calibrate {model.folder} --policy {name} --target-speedup {speedup:g}x' first."
+        )
     return schedule(name, policy, settings, model.model.shape, limits)
 
 
@@ -326,16 +334,31 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             return
 
 
-def _checked(texts: Sequence[Text]) -> Sequence[Text]:
+def _checked(texts: Sequence[Text], pairs: bool) -> Sequence[str | tuple[str, str]]:
+    """Texts as the model takes them, words joined. Raises UsageError for anything else."""
     if isinstance(texts, str):
         raise UsageError("predict takes a list of texts; for a single one write predict([text]).")
+    found: list[str | tuple[str, str]] = []
     for number, text in enumerate(texts):
-        pair = isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(t, str) for t in text)
-        if not (isinstance(text, str) or pair):
-            raise UsageError(f"text {number} is {type(text).__name__}, not a string or a pair of strings.")
-        if isinstance(text, str) != isinstance(texts[0], str):
-            raise UsageError(f"text {number} and text 0 differ: one is a single text, the other a pair.")
-    return texts
+        strings = isinstance(text, tuple | list) and all(isinstance(part, str) for part in text)
+        if isinstance(text, str) and not pairs:
+            found.append(text)
+        elif strings and pairs and len(text) == 2:
+            found.append((text[0], text[1]))
+        elif strings and isinstance(text, list) and not pairs:
+            found.append(" ".join(text))
+        else:
+            wanted = "a pair of strings, as this model takes" if pairs else "a string or a list of words"
+            raise UsageError(f"text {number} is {_shown(text)}, not {wanted}.")
+    return found
+
+
+def _shown(text: object) -> str:
+    if isinstance(text, str):
+        return "a single text"
+    if isinstance(text, tuple | list):
+        return f"a {type(text).__name__} of {len(text)}"
+    return type(text).__name__
 
 
 def _stored_settings(model: Artifact, name: str, entry: Mapping[str, Any], speedup: float | None) -> dict[str, Any]:

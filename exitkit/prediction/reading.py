@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from exitkit.errors import ExitkitError, UsageError, one_of
 
-SINGLES = ("text", "sentence", "question", "review", "content")
+SINGLES = ("text", "sentence", "question", "review", "content", "tokens", "words")
 PAIRS = (
     ("sentence1", "sentence2"),
     ("question1", "question2"),
@@ -151,7 +151,9 @@ def _file(path: Path, wanted: _Wanted) -> Iterator[Line | BadLine]:
             case ".csv":
                 yield from _table(lines, ",", wanted)
             case ".tsv":
-                yield from _table(lines, TAB, wanted)
+                with gzip.open(path) if zipped else path.open("rb") as again:
+                    quotes = not _has_stray_quotes(_without_bom(again))
+                yield from _table(lines, TAB, wanted, quotes)
             case _:
                 yield from _plain(lines, wanted)
 
@@ -217,7 +219,7 @@ def _json_texts(raw: bytes, wanted: _Wanted) -> Texts:
                 text, pair = _choose(list(row), wanted)
             except UsageError as error:
                 raise _Bad(str(error)) from None
-            return _string(row[text], f"'{text}'"), None if pair is None else _string(row[pair], f"'{pair}'")
+            return _words(row[text], f"'{text}'"), None if pair is None else _string(row[pair], f"'{pair}'")
         case str() as text:
             if wanted.expects_pair:
                 raise _Bad("one text, but the model takes pairs")
@@ -239,6 +241,13 @@ def _json(raw: bytes) -> object:
         raise _Bad(f"invalid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
         raise _Bad(f"invalid JSON: {error}") from None
+
+
+def _words(value: object, name: str) -> str:
+    """A text, or its words."""
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    return _string(value, name)
 
 
 def _string(value: object, name: str) -> str:
@@ -268,11 +277,12 @@ def _kind(value: object) -> str:
 # Tables
 
 
-def _table(lines: Iterable[bytes], delimiter: str, wanted: _Wanted) -> Iterator[Line | BadLine]:
+def _table(lines: Iterable[bytes], delimiter: str, wanted: _Wanted, quotes: bool = True) -> Iterator[Line | BadLine]:
     """Bytes that are not UTF-8 are carried through the csv reader, so that a bad row ends where it ends."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     decoded = (raw.decode(errors="surrogateescape") for raw in lines)
-    rows = csv.reader(decoded, delimiter=delimiter, strict=True)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    rows = csv.reader(decoded, delimiter=delimiter, strict=True, quoting=quoting)
     try:
         header = next((row for row in rows if row), None)
     except csv.Error as error:
@@ -296,6 +306,25 @@ def _table(lines: Iterable[bytes], delimiter: str, wanted: _Wanted) -> Iterator[
             continue
         if row:
             yield _outcome(number, parse, row)
+
+
+def _has_stray_quotes(lines: Iterable[bytes]) -> bool:
+    """Whether quotes in a tsv file are part of its texts: many such files, GLUE's among them, do not quote at all.
+
+    They are when the file does not parse with quotes, or a quoted field swallows the end of a row.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
+    rows = csv.reader((raw.decode(errors="surrogateescape") for raw in lines), delimiter=TAB, strict=True)
+    columns, before = 0, 0
+    try:
+        for row in rows:
+            columns = columns or len(row)
+            if len(row) != columns and rows.line_num > before + 1:
+                return True
+            before = rows.line_num
+    except csv.Error:
+        return True
+    return False
 
 
 def _swallows_rows(error: csv.Error) -> bool:
@@ -411,7 +440,7 @@ def _only_pair(names: Sequence[str]) -> tuple[str, str]:
 def _only_single(names: Sequence[str]) -> str:
     if pairs := _pairs(names):
         raise UsageError(f"a pair of texts ({'/'.join(pairs[0])}), but the model takes one text; give the text column")
-    match [name for name in SINGLES if name in names]:
+    match [name for usual in SINGLES for name in dict.fromkeys(names) if name.lower() == usual]:
         case [single]:
             return single
         case []:
@@ -423,7 +452,8 @@ def _only_single(names: Sequence[str]) -> str:
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    return [pair for pair in PAIRS if pair[0] in names and pair[1] in names]
+    found = {name.lower(): name for name in names}
+    return [(found[first], found[second]) for first, second in PAIRS if first in found and second in found]
 
 
 def _listed(names: Sequence[str]) -> str:

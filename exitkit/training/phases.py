@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from exitkit import runtime
 from exitkit.config import TrainConfig
@@ -50,6 +50,15 @@ class Spent:
     seconds: float
 
 
+def check(job: Job, phases: Sequence[Phase]) -> None:
+    """Raise UsageError for phases that cannot be run with these settings, before anything is written."""
+    names = [phase.name for phase in phases]
+    for phase in phases:
+        if names.count(phase.name) > 1:
+            raise UsageError(f"the recipe has two phases called '{phase.name}'.")
+        _arguments(job, phase, Path(phase.name))
+
+
 def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
     """Train what is left of the phases.
 
@@ -62,10 +71,6 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
         ExitkitError: training diverged.
     """
     assert job.rows.task is not None
-    names = [phase.name for phase in phases]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"the recipe has two phases called '{name}'.")
     encoded = encode(job.rows, job.tokenizer, job.max_length)
     encoded.set_format("python")
     samples = seconds = 0.0
@@ -84,14 +89,7 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
 
 def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, float]:
     settings = job.settings
-    args = arguments(
-        state,
-        phase,
-        seed=settings.seed,
-        bf16=runtime.training_bf16(settings, job.device),
-        device=job.device,
-        extra=settings.training,
-    )
+    args = _arguments(job, phase, state)
     last = whole_checkpoint(state) if settings.resume else None
     if last:
         log.info("phase '%s' goes on from step %s", phase.name, last.name.removeprefix("checkpoint-"))
@@ -121,3 +119,15 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
         )
     samples = report["train_samples_per_second"] * report["train_runtime"]
     return {"samples": samples, "seconds": time.perf_counter() - started}
+
+
+def _arguments(job: Job, phase: Phase, state: Path) -> TrainingArguments:
+    settings = job.settings
+    return arguments(
+        state,
+        phase,
+        seed=settings.seed,
+        bf16=runtime.training_bf16(settings, job.device),
+        device=job.device,
+        extra=settings.training,
+    )

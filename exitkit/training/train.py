@@ -33,7 +33,7 @@ from exitkit.recipe import Phase, Recipe
 from exitkit.replay import record
 from exitkit.tasks import Regression, Task, balanced, needs_labels
 from exitkit.training.partial import check_output, open_partial, same_run
-from exitkit.training.phases import Job, run_phases
+from exitkit.training.phases import Job, check, run_phases
 from exitkit.training.start import Start, label_order, starting_model
 
 log = logging.getLogger("exitkit")
@@ -72,11 +72,12 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         start = starting_model(source, data.task, settings.exits, choose_pooling(settings.pooling), registry, scale)
     model, tokenizer = start.model, start.tokenizer
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
-    folder = open_partial(partial, settings.resume)
-    same_run(partial, settings, data.train.hash())
     model.to(device)
     phases = _phases(recipe, recipe_name, start, settings.epochs, epochs)
     job = Job(model, tokenizer, recipe, data.train, max_length, weights, settings, device)
+    check(job, phases)
+    folder = open_partial(partial, settings.resume)
+    same_run(partial, settings, data.train.hash())
     spent = run_phases(job, phases, folder)
     report = {
         "task": model.task,

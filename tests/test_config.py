@@ -1,0 +1,95 @@
+"""Configuration: a file, flags over it, `--set` over both, and the same by every road."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from exitkit.config import BenchmarkConfig, CalibrateConfig, PredictConfig, TrainConfig, merge, parse
+from exitkit.errors import UsageError
+
+VALUES = {
+    "epochs": st.floats(0.1, 50).map(lambda value: round(value, 3)),
+    "seed": st.integers(0, 10**6),
+    "max_length": st.integers(3, 512),
+    "pooling": st.sampled_from(["auto", "cls", "mean", "mix"]),
+    "metric": st.sampled_from(["accuracy", "f1_macro", "mcc", "f1:yes"]),
+    "exits": st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    "task": st.sampled_from(["classification", "regression", "multi-label"]),
+    "adversarial": st.just("fgm"),
+}
+SHARES = st.integers(0, 1000).map(lambda value: value / 1000)
+SOME = st.fixed_dictionaries({}, optional=VALUES)
+FILES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FILES
+@given(in_file=SOME, flags=SOME, sets=SOME)
+def test_set_beats_flags_and_flags_beat_the_file(tmp_path: Path, in_file: dict, flags: dict, sets: dict) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({key.replace("_", "-"): value for key, value in in_file.items()}))
+    found = merge(TrainConfig, flags, file, [f"{key}={json.dumps(value)}" for key, value in sets.items()])
+    expected = parse(TrainConfig, {**in_file, **flags, **sets})
+    assert found == expected
+
+
+@FILES
+@given(values=SOME)
+def test_what_is_parsed_and_written_down_parses_to_the_same(values: dict) -> None:
+    first = parse(TrainConfig, values)
+    plain = yaml.safe_load(yaml.safe_dump(first.model_dump(mode="json", exclude={"data"})))
+    assert parse(TrainConfig, plain) == first
+
+
+@given(st.floats(1, 999).map(lambda value: round(value, 2)), st.sampled_from(["", "x", "X", " x", "×"]))
+def test_a_speedup_is_a_number_however_it_is_written(value: float, suffix: str) -> None:
+    assert parse(CalibrateConfig, {"target_speedup": f"{value}{suffix}"}).target_speedup == value
+    assert parse(BenchmarkConfig, {"speedups": f"{value}{suffix},2x"}).speedups == [value, 2.0]
+
+
+@given(st.text(max_size=12))
+def test_any_other_speedup_is_refused_with_what_was_given(text: str) -> None:
+    try:
+        found = parse(CalibrateConfig, {"target_speedup": text}).target_speedup
+    except UsageError as error:
+        assert "--target-speedup" in str(error)  # noqa: PT017  # some texts are speed-ups
+    else:
+        assert found is not None
+        assert found >= 1
+
+
+@given(name=st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=12))
+def test_an_unknown_setting_is_never_taken(name: str) -> None:
+    if name in PredictConfig.model_fields:
+        return
+    with pytest.raises(UsageError, match=name):
+        parse(PredictConfig, {name: 1})
+
+
+@given(knob=st.sampled_from(["threshold", "patience"]), value=SHARES, other=SHARES)
+def test_settings_of_policies_are_kept_beside_their_names(knob: str, value: float, other: float) -> None:
+    found = merge(
+        CalibrateConfig, {"policy": ["entropy"]}, None, [f"policy.{knob}={value}", f"policy.entropy.{knob}={other}"]
+    )
+    assert found.policy.name == ["entropy"]
+    assert found.policy.options == {knob: value, "entropy": {knob: other}}
+
+
+def test_a_flag_for_the_name_keeps_the_files_options(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: {name: joint, learning_rate: 0.1}\n")
+    found = merge(TrainConfig, {"recipe": ["two-stage"]}, file)
+    assert (found.recipe.name, found.recipe.options) == (["two-stage"], {"learning_rate": 0.1})
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", "7", "{1: 2}", "a: 2024-13-45"])
+def test_a_file_that_is_no_mapping_of_settings_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=str(file)):
+        merge(TrainConfig, {}, file)
