@@ -1,0 +1,95 @@
+"""Writes docs/commands.md from the program: `python docs/reference.py`. A test fails when the file is out of date."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from exitkit import config
+from exitkit.config import Choice
+
+FILE = Path(__file__).with_name("commands.md")
+COMMANDS = {
+    "demo": (config.DemoConfig, "The whole journey on built-in generated data."),
+    "train": (config.TrainConfig, "Put exits into an encoder and train both."),
+    "calibrate": (
+        config.CalibrateConfig,
+        "Find the setting of a policy that reaches a speed-up, confirmed by running.",
+    ),
+    "benchmark": (config.BenchmarkConfig, "Score and time settings on rows that chose nothing."),
+    "predict": (config.PredictConfig, "Answer new texts."),
+}
+LISTINGS = {
+    "inspect DIR": "What a trained model is: exits, scores, calibrated policies, where its rows came from.",
+    "plugins": "What is installed, with its origin; broken plugins with the reason.",
+    "families": "Encoder families, and what works in each.",
+    "recipes": "Ways to train exits, with their options.",
+}
+HEAD = """# Commands
+
+Written by `python docs/reference.py` from the program; a test keeps it true.
+
+Every command takes `--config FILE.yaml` (any setting below, by its name in the first column), `--set
+dotted.key=value` (over the flags, which stand over the file), `--json` (one object on stdout, everything else on
+stderr; a failure prints `{"error": ...}`) and `--debug` (tracebacks). Exit code 0: done. 1: failed, with a message.
+2: bad usage. 130: interrupted.
+
+In files, `policy` and `recipe` are mappings with a `name`; flags are short for it. `policy.KNOB` sets that knob of
+every policy of the run that has it, `policy.NAME.KNOB` of one; `off` is a value. `recipe.OPTION` is an option of
+the recipe, `recipe.PHASE.epochs` the epochs of one of its phases. `training.FIELD` is any field of
+`transformers.TrainingArguments`.
+"""
+
+
+def text() -> str:
+    """The whole reference."""
+    parts = [HEAD]
+    for name, (model, about) in COMMANDS.items():
+        parts.append(f"## exitkit {name}\n\n{about}\n")
+        parts.append("| setting | values | default | |\n|---|---|---|---|")
+        parts += [_row(key, field) for key, field in model.model_fields.items()]
+        parts.append("")
+    parts.append("## Listings\n")
+    parts += [f"- `exitkit {name}`: {about}" for name, about in LISTINGS.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    extra: Any = field.json_schema_extra
+    option = config.option(name) if extra["cli"] else "file or --set"
+    short = f", -{extra['short'].lstrip('-')}" if extra["short"] else ""
+    about = (field.description or "").replace("|", "\\|")
+    return f"| `{name}` ({option}{short}) | {_values(field.annotation)} | {_default(field)} | {about} |"
+
+
+def _values(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _values(get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_values(one) for one in get_args(kind) if one is not type(None)))
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in get_args(kind))
+    if origin is list:
+        return f"list of {_values(get_args(kind)[0])}"
+    names = {int: "integer", float: "number", str: "text", bool: "switch", Path: "path", Choice: "name", Any: "data"}
+    return names.get(kind, "mapping")
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is PydanticUndefined and field.default_factory is not None:
+        value = field.default_factory()  # type: ignore[call-arg]
+    if isinstance(value, Choice):
+        value = ", ".join(value.name)
+    if value in (None, False, "", [], {}):
+        return ""
+    return f"`{', '.join(map(str, value)) if isinstance(value, list) else value}`"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")
