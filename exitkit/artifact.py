@@ -90,7 +90,7 @@ def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, ca
     exits = {f"heads.{name}": value for name, value in model.heads.state_dict().items()}
     for policy, probe in model.probes.items():
         exits |= {f"probe/{policy}/{name}": value for name, value in probe.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in exits.items()}, folder / EXITS)
+    save_file({name: value.clone().contiguous() for name, value in exits.items()}, folder / EXITS)  # some share modules
     plain = {"format": FORMAT, **vars(card), "labels": list(card.labels), "exits": list(card.exits)}
     write_text(folder / CARD, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
 

@@ -174,6 +174,9 @@ class TrainConfig(Common, DataColumns):
     max_length: Annotated[
         int | None, Field(ge=3), flag("Cut rows to so many tokens (default: what the model can take, at most 512).")
     ] = None
+    unlabelled: Annotated[
+        str | None, flag("More texts for recipes with a phase that needs no labels: a file, a folder, a hub dataset.")
+    ] = None
     adversarial: Annotated[
         Literal["fgm"] | None, flag("Also train on embeddings moved where the loss grows: fgm (doubles the time).")
     ] = None

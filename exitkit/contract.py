@@ -71,7 +71,7 @@ def _same_rows(name: str, new: State, old: State) -> None:
         raise _broken(name, f"state had {sorted(old)} and came back with {sorted(new)}; start fixes its keys.")
     for key, before in old.items():
         after = new[key]
-        if not isinstance(after, Tensor) or after.shape != before.shape or after.dtype != before.dtype:
+        if not isinstance(after, Tensor) or after.shape[:1] != before.shape[:1] or after.dtype != before.dtype:
             got = f"{list(after.shape)} {after.dtype}" if isinstance(after, Tensor) else type(after).__name__
             raise _broken(name, f"state '{key}' was {list(before.shape)} {before.dtype} and came back as {got}.")
 

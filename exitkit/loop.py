@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit import contract
+from exitkit.errors import UsageError
 from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
 from exitkit.settings import Schedule
 from exitkit.stream import Batch, Stream, halt, pack, select
@@ -34,7 +35,7 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
     Raises:
         PluginError: the policy fails or breaks its contract; the message names it.
     """
-    walk = Walk(model, schedule)
+    walk = Walk(model, batch, schedule)
     tokens, stream = pack(batch)
     stream = stream.carrying(model.encoder.embed(tokens))
     state = contract.start(schedule.name, schedule.first, stream.units, stream.hidden.device)
@@ -71,6 +72,7 @@ def full_pass(
     batch: Batch,
     embedded: Callable[[Stream], Stream] | None = None,
     between: Callable[[int, Stream, Stream], Stream] | None = None,
+    onward: Callable[[int, Stream], Stream] | None = None,
 ) -> Pass:
     """Run every layer and every head, with gradients where they are on.
 
@@ -80,6 +82,7 @@ def full_pass(
         embedded: changes what the first layer reads.
         between: between(index, before, after) says what is read after layer `index` (from 0), by its exit and by the
             next layer.
+        onward: onward(exit, stream) says what the layer after an exit (from 1) reads, if not the same as the exit.
     """
     tokens, stream = pack(batch)
     stream = stream.carrying(model.encoder.embed(tokens))
@@ -95,6 +98,8 @@ def full_pass(
         answers.append(logits)
         if read is not None:
             features.append(read)
+        if onward is not None:
+            stream = onward(exit, stream)
     in_order = stream.row.argsort()
     return Pass(torch.stack(answers)[:, in_order], tuple(feature[in_order] for feature in features))
 
@@ -102,6 +107,24 @@ def full_pass(
 def every_exit(model: ExitModel, batch: Batch) -> Tensor:
     """Logits of all exits [E, U, C] for a padded batch, units in its own order; with gradients where they are on."""
     return full_pass(model, batch).logits
+
+
+def keys(batch: Batch) -> Tensor:
+    """A number [U] for every unit that depends on nothing but its sequence's tokens and its place in it."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    place = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    mixed = ((ids + 1) * place * 0x9E3779B1 ^ (ids << 17)) * mask
+    of_sequence = mixed.sum(dim=1) & (2**31 - 1)
+    words = batch.get("words")
+    if words is None:
+        return of_sequence
+    first = (words >= 0) & (words != torch.nn.functional.pad(words, (1, 0), value=-2)[:, :-1])
+    return ((of_sequence[:, None] + (words + 1) * 0x85EBCA77) & (2**31 - 1))[first]
+
+
+def missing_probe(name: str, policy: ExitPolicy) -> str:
+    """What to say when a model lacks the module that a policy asks."""
+    return f"policy '{name}' needs a probe that this model does not have; train it with --recipe {policy.trained_by}."
 
 
 def compact(stream: Stream, leave: Tensor, state: State) -> tuple[Stream, State]:
@@ -115,7 +138,7 @@ def compact(stream: Stream, leave: Tensor, state: State) -> tuple[Stream, State]
 class Walk:
     """One schedule on one model: the steps of `run`, each of which says what it reads and returns what changed."""
 
-    def __init__(self, model: ExitModel, schedule: Schedule) -> None:
+    def __init__(self, model: ExitModel, batch: Batch, schedule: Schedule) -> None:
         self.model = model
         self.schedule = schedule
         self.name = schedule.name
@@ -124,6 +147,9 @@ class Walk:
         self.limits = schedule.limits
         self.last = self.limits.last(model.shape.exits)
         self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)
+        if "probe" in self.reads and self.probe is None:
+            raise UsageError(missing_probe(self.name, schedule.first))
+        self.keys = keys(batch) if "key" in self.reads else None
 
     def climb(self, below: int, top: int, stream: Stream, state: State, trace: Recorder) -> tuple[Stream, list[bool]]:
         """Run layers below+1 to top. Returns also, per sequence, whether it ran any of them."""
@@ -183,7 +209,7 @@ class Walk:
         if stream.active is not None or not (all_ran or last):
             asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)
         probed = None
-        if last or self.reads:
+        if last or self.reads - {"key"}:
             features, logits = self.read(exit, stream, asked)
             rows = stream.row if asked is None else stream.row[asked]
             trace.answer(exit, rows, logits)
@@ -207,6 +233,7 @@ class Walk:
             position=stream.place,
             probe=probed,
             scale=shape.scale,
+            key=None if self.keys is None else self.keys[stream.row],
         )
         return seen, asked
 
@@ -215,7 +242,7 @@ class Walk:
         decision, new = contract.decide(self.name, self.schedule.steps[seen.exit - 1], seen, state, self.limits)
         if asked is None:
             return decision, new
-        kept = {key: rows.index_copy(0, asked, new[key][asked]) for key, rows in state.items()}
+        kept = {key: _kept(rows, new[key], asked) for key, rows in state.items()}
         return replace(decision, leave=decision.leave & seen.live & seen.fresh), kept
 
     def release(
@@ -225,7 +252,7 @@ class Walk:
         rows = stream.row[leaving]
         if decision.answer is not None:
             trace.replace(rows, decision.answer[leaving])
-        elif not self.reads:
+        elif not self.reads - {"key"}:
             trace.answer(exit, rows, self.read(exit, stream, leaving)[1])
         trace.leave(exit, layer - stream.skipped[stream.sequence[leaving]], rows)
 
@@ -239,6 +266,13 @@ class Walk:
             trace.replace(rows, answer if asked is None else answer[asked])
         sequence = stream.sequence if asked is None else stream.sequence[asked]
         trace.leave(self.last, layer - stream.skipped[sequence], rows)
+
+
+def _kept(before: Tensor, after: Tensor, asked: Tensor) -> Tensor:
+    """State with new rows for those asked. Zeros for the others where a row has become another size."""
+    if before.shape != after.shape:
+        before = before.new_zeros(after.shape)
+    return before.index_copy(0, asked, after[asked])
 
 
 def _spread(answers: Tensor, asked: Tensor | None, units: int) -> Tensor:

@@ -63,6 +63,11 @@ class ExitModel(nn.Module):
         self.probes = nn.ModuleDict()  # by policy
 
     @property
+    def exit_heads(self) -> list[ExitHead]:
+        """The heads of exits 1..E−1."""
+        return list(self.heads)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.stock.device
@@ -90,6 +95,7 @@ class ExitModel(nn.Module):
         words: Tensor | None = None,
         embedded: Callable[[Stream], Stream] | None = None,
         between: Callable[[int, Stream, Stream], Stream] | None = None,
+        onward: Callable[[int, Stream], Stream] | None = None,
     ) -> Pass:
         """Every exit on a padded batch; see `loop.full_pass`."""
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -97,7 +103,7 @@ class ExitModel(nn.Module):
             batch["token_type_ids"] = token_type_ids
         if words is not None:
             batch["words"] = words
-        return full_pass(self, batch, embedded, between)
+        return full_pass(self, batch, embedded, between, onward)
 
     def train(self, mode: bool = True) -> ExitModel:
         """Training mode, but for modules that have parameters and train none: frozen also means without dropout."""

@@ -59,6 +59,7 @@ class Evidence:
     position: Tensor  # [U] place of the unit in its sequence: the word's number, 0 in classification
     probe: Tensor | None = None  # [U, p] what the policy's probe says of the exit's features
     scale: float = 1.0  # in regression the standard deviation of the training labels
+    key: Tensor | None = None  # [U] a number from the unit's tokens alone, for policies that read "key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class ExitPolicy(ABC):
     """The contract this policy is written for."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"logits"})
-    """What decisions look at: "logits", "probe". An exit whose logits nobody reads runs its head only for leavers."""
+    """What decisions look at: "logits", "probe", "key". An exit whose logits and probe nobody reads runs its head only
+    for leavers."""
 
     rewrites: ClassVar[bool] = False
     """Whether decisions change states that later exits read (gates, halted words). Such a policy cannot be replayed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ class Phase:
     groups: Sequence[Group]
     fine_tunes: bool = False
     """Whether it only trains the full model's answer: left out when training starts from a fine-tuned classifier."""
+    label_free: bool = False
+    """Whether its losses need no labels: rows of `--unlabelled` join the training rows, and `labels` is None."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EveryExit:
     """What a loss may look at: the answers of all exits to one batch."""
 
     logits: Tensor  # [E, U, C]
-    labels: Tensor  # [U]; [U, C] in multi-label
+    labels: Tensor | None  # [U]; [U, C] in multi-label; None in a phase without labels
     layers: Sequence[int]  # layer of each exit, from 1
     task: Task
     weights: Tensor | None = None  # [C] weights of the classes
@@ -53,11 +55,28 @@ class EveryExit:
 
     def loss(self, logits: Tensor) -> Tensor:
         """The task's own loss of some logits [U, C] against the labels, a mean over units."""
+        assert self.labels is not None, "a phase without labels has no task loss"
         return self.task.loss(logits, self.labels, self.weights).mean()
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two parts of a loss whose gradients may pull against each other, and what becomes of the second.
+
+    The gradients are those of the whole optimiser step, however many micro-batches it has.
+    """
+
+    anchor: frozenset[str]  # names of the losses of the first part; all others are the second
+    parameters: Sequence[nn.Parameter]  # whose gradients are joined, as one flat vector; the others are added up
+    join: Callable[[Tensor, Tensor], Tensor]  # (anchor's gradient [P], the other's [P]) -> what is written [P]
 
 
 class Recipe(ABC):
     """A frozen dataclass of options that says which parts learn when, and from which losses."""
+
+    def prepare(self, model: ExitModel) -> None:
+        """Change a fresh model before anything is trained: share a module, set first weights."""
+        return
 
     @abstractmethod
     def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
@@ -66,6 +85,14 @@ class Recipe(ABC):
     def between(self, phase: str, model: ExitModel, index: int, before: Stream, after: Stream) -> Stream:
         """What is read after layer `index` (from 0), by its exit and by the next layer: its states, unless changed."""
         return after
+
+    def onward(self, phase: str, model: ExitModel, exit: int, stream: Stream) -> Stream:
+        """What the layer after an exit (from 1) reads: what the exit read, unless changed."""
+        return stream
+
+    def conflict(self, phase: str, model: ExitModel) -> Conflict | None:
+        """Losses whose gradients are not simply added; None when all are."""
+        return None
 
     @abstractmethod
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:

@@ -6,15 +6,15 @@ setting without running the model again. The decisions are made by the policy's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from exitkit import contract
 from exitkit.errors import UsageError
-from exitkit.loop import every_exit
+from exitkit.loop import full_pass, keys, missing_probe
 from exitkit.model import ExitModel
 from exitkit.policy import Evidence, Shape
 from exitkit.settings import Schedule
@@ -29,6 +29,8 @@ class Recording:
     lengths: Tensor  # [N] tokens
     shape: Shape
     layers: tuple[int, ...]  # layer of each exit, from 1
+    probes: Mapping[str, Tensor] = field(default_factory=dict)  # by policy: [E−1, N, p]
+    keys: Tensor | None = None  # [N]
 
     @property
     def rows(self) -> int:
@@ -45,15 +47,30 @@ class Outcome:
 
 
 @torch.inference_mode()
-def record(model: ExitModel, batches: Iterable[Batch]) -> Recording:
-    """Run all exits on all rows. `model` in evaluation mode, batches on its device."""
-    logits, lengths = [], []
+def record(model: ExitModel, batches: Iterable[Batch], readers: Iterable[str] = ()) -> Recording:
+    """Run all exits on all rows, and the probes of the policies in `readers` on the exits' features.
+
+    `model` in evaluation mode, batches on its device.
+    """
+    logits, lengths, seen = [], [], []
+    probes: dict[str, list[Tensor]] = {name: [] for name in readers}
     for batch in batches:
-        logits.append(every_exit(model, batch).float().cpu())
+        passed = full_pass(model, batch)
+        logits.append(passed.logits.float().cpu())
         lengths.append(batch["attention_mask"].sum(dim=1).cpu())
+        seen.append(keys(batch).cpu())
+        for name, found in probes.items():
+            found.append(torch.stack([model.probes[name](one) for one in passed.features]).float().cpu())
     if not logits:
         raise UsageError("there are no rows to run.")
-    return Recording(torch.cat(logits, dim=1), torch.cat(lengths), model.shape, model.exits)
+    return Recording(
+        torch.cat(logits, dim=1),
+        torch.cat(lengths),
+        model.shape,
+        model.exits,
+        {name: torch.cat(found, dim=1) for name, found in probes.items()},
+        torch.cat(seen),
+    )
 
 
 @torch.inference_mode()
@@ -62,6 +79,9 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
     shape, units = recording.shape, recording.rows
     state = contract.start(schedule.name, schedule.first, units, recording.logits.device)
     limits = schedule.limits
+    said_of = recording.probes.get(schedule.name)
+    if "probe" in schedule.first.reads and said_of is None:
+        raise UsageError(missing_probe(schedule.name, schedule.first))
     last = limits.last(shape.exits)
     answers = limits.temper(last, recording.logits[last - 1]).clone()
     taken = torch.full((units,), last)
@@ -83,6 +103,8 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
             sequence=sequence,
             position=place,
             scale=shape.scale,
+            probe=said_of[exit - 1] if said_of is not None and exit < shape.exits else None,
+            key=recording.keys,
         )
         policy = schedule.steps[exit - 1]
         if exit == last:

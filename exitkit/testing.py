@@ -51,7 +51,7 @@ def evidence(logits: Tensor, exit: int = 1, exits: int = 6, **fields: Any) -> Ev
 
 
 def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mapping[str, Any] | None = None) -> None:
-    """Test the contract of a policy that decides from logits, on every task that it does not refuse.
+    """Test the contract of a policy on every task that it does not refuse.
 
     Args:
         policy: the class.
@@ -153,10 +153,43 @@ def _walk(plan: Schedule, logits: Tensor, shape: Shape) -> Iterator[tuple[Eviden
     """Every decision of a policy over scripted exits, without anybody leaving."""
     state = contract.start(plan.name, plan.first, logits.shape[1], logits.device)
     for exit in range(1, logits.shape[0]):
-        seen = evidence(logits[exit - 1], exit, logits.shape[0], task=shape.task, scale=shape.scale)
+        seen = _seen(plan, logits, exit, shape)
         decision, after = contract.decide(plan.name, plan.steps[exit - 1], seen, state)
         yield seen, state, decision, after
         state = after
+
+
+def _seen(plan: Schedule, logits: Tensor, exit: int, shape: Shape) -> Evidence:
+    """Evidence with all that the policy reads, made from its own row of the logits [E, U, C] alone."""
+    policy = type(plan.first)
+    more: dict[str, Any] = {"task": shape.task, "scale": shape.scale}
+    if "key" in policy.reads:
+        more["key"] = _keys(logits)
+    if "probe" in policy.reads:
+        more["probe"] = _probed(policy, logits, shape)[exit - 1]
+    return evidence(logits[exit - 1], exit, logits.shape[0], **more)
+
+
+def _keys(logits: Tensor) -> Tensor:
+    return (logits[-1].float().nan_to_num(posinf=9, neginf=-9).sum(dim=-1) * 1e6).long() & (2**31 - 1)
+
+
+def _probed(policy: type[ExitPolicy], logits: Tensor, shape: Shape) -> Tensor:
+    """What a random probe says [E, U, p] where the features of an exit are its logits, filled up with zeros."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        probe = policy.probe(shape)
+    assert probe is not None, f"{policy.__name__} reads a probe and has none"
+    features = logits.float().nan_to_num(posinf=9, neginf=-9)
+    with torch.no_grad():
+        said: Tensor = probe.eval()(torch.nn.functional.pad(features, (0, shape.width - shape.labels)))
+    return said
+
+
+def _recorded(name: str, policy: type[ExitPolicy], logits: Tensor, shape: Shape) -> Recording:
+    """A recording with all that the policy reads."""
+    probes = {name: _probed(policy, logits[:-1], shape)} if "probe" in policy.reads else {}
+    return replace(recording(logits, shape), probes=probes, keys=_keys(logits))
 
 
 def _check_forms(plan: Schedule, shape: Shape) -> None:
@@ -175,7 +208,7 @@ def _check_purity(plan: Schedule, shape: Shape) -> None:
     logits = scripted(shape=shape)
     state = contract.start(plan.name, plan.first, logits.shape[1], logits.device)
     for exit in range(1, logits.shape[0]):
-        seen = evidence(logits[exit - 1].clone(), exit, logits.shape[0], task=shape.task, scale=shape.scale)
+        seen = _seen(plan, logits.clone(), exit, shape)
         kept = {key: rows.clone() for key, rows in state.items()}
         step = plan.steps[exit - 1]
         decision, after = contract.decide(plan.name, step, seen, state)
@@ -211,7 +244,7 @@ def _check_yaml(plan: Schedule, policy: type[ExitPolicy], shape: Shape) -> None:
 
 def _check_knobs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
     """A turned knob moves exits the way that it says."""
-    answers = recording(scripted(200, shape), shape)
+    answers = _recorded(name, policy, scripted(200, shape), shape)
     for knob in knobs(policy, shape.task):
         if knob.name in held or knob.choices is not None or knob.raising == "mixed":
             continue
@@ -229,14 +262,17 @@ def _check_off(policy: type[ExitPolicy], name: str, shape: Shape) -> None:
     sure = torch.zeros(shape.exits, 4, shape.labels)
     sure[:, 0, 0], sure[:, 1, 0], sure[:, 2, 1:] = 1e4, 30.0, -math.inf
     for logits in (sure, scripted(200, shape)):
-        taken = replay(recording(logits, shape), plan).exit
+        taken = replay(_recorded(name, policy, logits, shape), plan).exit
         assert (taken == shape.exits).all(), f"{name}: a unit leaves early although the policy is off"
 
 
 def _check_replay(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
     """A replayed recording and live runs in batches of any size agree."""
     model, rows = tiny_model(labels=shape.labels, task=shape.task), tiny_batch()
-    recorded = record(model, [rows])
+    probe = policy.probe(model.shape) if "probe" in policy.reads else None
+    if probe is not None:
+        model.probes[name] = probe.eval()
+    recorded = record(model, [rows], model.probes)
     for plan in _schedules(policy, name, held, model.shape):
         outcome = replay(recorded, plan)
         for size in (1, 7, 24):

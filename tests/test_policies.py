@@ -225,3 +225,55 @@ def test_a_setting_without_a_default_must_be_given() -> None:
     shape = Shape(exits=3, layers=3, labels=2, width=8, task="classification")
     with pytest.raises(UsageError, match=r"policy\.plain\.words has no default"):
         schedule("plain", Plain, {}, shape)
+
+
+# --- votes, patience over certainty, hashes, nats
+
+
+def test_votes_need_not_be_in_a_row_and_all_exits_answer_together() -> None:
+    said = {"a": torch.tensor([2.0, 0.0]), "b": torch.tensor([0.0, 1.0])}
+    logits = torch.stack([said[label] for label in "abab"])[:, None]
+    shape = replace(SHAPE, exits=4, layers=4, labels=2)
+    outcome = replay(recording(logits, shape), schedule("vote", REGISTRY.policy("vote"), {"votes": 2}, shape))
+    assert outcome.exit.tolist() == [3]
+    mean = torch.stack([said[label].softmax(-1) for label in "aba"]).mean(0)
+    assert torch.allclose(outcome.logits[0].softmax(-1), mean, atol=1e-6)
+    late = replay(recording(logits, shape), schedule("vote", REGISTRY.policy("vote"), {"votes": "off"}, shape))
+    assert late.exit.tolist() == [4]
+    everyone = torch.stack([said[label].softmax(-1) for label in "abab"]).mean(0)
+    assert torch.allclose(late.logits[0].softmax(-1), everyone, atol=1e-6), "the last exit votes too"
+
+
+def test_certain_exits_must_come_in_a_row() -> None:
+    sure, unsure = [5.0, 0.0], [0.1, 0.0]
+    logits = torch.tensor([sure, unsure, sure, sure, sure])[:, None]
+    shape = replace(SHAPE, exits=5, layers=5, labels=2)
+    policy = REGISTRY.policy("patient-confidence")
+    for patience, exit in ((1, 1), (2, 4), (3, 5)):
+        plan = schedule("patient-confidence", policy, {"threshold": 0.3, "patience": patience}, shape)
+        assert replay(recording(logits, shape), plan).exit.tolist() == [exit]
+
+
+def test_a_hash_sends_the_same_text_to_the_same_exit_and_many_texts_to_all() -> None:
+    from exitkit.loop import keys, run
+    from exitkit.testing import tiny_batch, tiny_model
+
+    model, batch = tiny_model(), tiny_batch(200)
+    plan = schedule("hash", REGISTRY.policy("hash"), {"rate": 0.3}, model.shape)
+    taken = run(model, batch, plan).exit
+    share = torch.bincount(taken, minlength=7)[1:] / 200
+    expected = torch.tensor([0.3, 0.21, 0.147, 0.103, 0.072, 0.168])
+    assert (share - expected).abs().max() < 0.1
+    wider = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
+    assert torch.equal(keys(wider), keys(batch)), "padding changes nobody's key"
+    assert torch.equal(run(model, {name: value[50:60] for name, value in batch.items()}, plan).exit, taken[50:60])
+    assert len(set(keys(batch).tolist())) > 190
+    trace = run(model, batch, plan)
+    assert trace.work.heads[0] == int((taken == 1).sum()), "heads are run for leavers only"
+
+
+def test_a_threshold_in_nats_is_divided_by_the_largest_entropy() -> None:
+    logits = scripted(50)[0]
+    policy = REGISTRY.policy("entropy")
+    nats = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    assert torch.equal(policy(threshold=0.9, nats=True).decide(evidence(logits), {})[0], nats < 0.9)

@@ -63,7 +63,8 @@ class Study:
                     yield batch
                     advance()
 
-            self.recording = record(model.model, counted())
+            readers = [name for name in model.model.probes if "probe" in registry.policy(name).reads]
+            self.recording = record(model.model, counted(), readers)
         self.batch_size = batch_size
         self.truth = truth_of(rows)
         self.full = self.task.answers(self.recording.logits[-1])

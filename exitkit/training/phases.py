@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from exitkit import runtime
@@ -40,6 +40,7 @@ class Job:
     weights: torch.Tensor | None  # [C] of the classes
     settings: TrainConfig
     device: torch.device
+    unlabelled: Rows | None = None  # more rows for phases that need no labels
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,21 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
         if spent is not None:
             log.info("phase '%s' is done already", phase.name)
         else:
-            spent = _run(job, phase, state, encoded)
+            spent = _run(job, phase, state, _without_labels(job, encoded) if phase.label_free else encoded)
             finish_phase(job.model, state, spent)
         samples += spent["samples"]
         seconds += spent["seconds"]
     return Spent(samples, seconds)
+
+
+def _without_labels(job: Job, encoded: Dataset) -> Dataset:
+    """Training rows and unlabelled ones, without labels."""
+    parts = [encoded.remove_columns("labels")]
+    if job.unlabelled is not None:
+        parts.append(encode(job.unlabelled, job.tokenizer, job.max_length))
+    joined = concatenate_datasets(parts)
+    joined.set_format("python")
+    return joined
 
 
 def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, float]:
@@ -94,7 +105,7 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
     if last:
         log.info("phase '%s' goes on from step %s", phase.name, last.name.removeprefix("checkpoint-"))
     per_step = args.train_batch_size * args.gradient_accumulation_steps
-    steps = -(-len(job.rows) // per_step) * phase.epochs
+    steps = -(-len(encoded) // per_step) * phase.epochs
     adversary = FastGradient(settings.adversarial_epsilon) if settings.adversarial == "fgm" else None
     started = time.perf_counter()
     with bar(f"training ({phase.name})", round(steps)) as advance:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from exitkit import artifact, config, model_card, runtime
 from exitkit.config import Choice, TrainConfig
 from exitkit.data.batches import batches, encode, limit
 from exitkit.data.columns import Columns
-from exitkit.data.sources import Rows
+from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
@@ -72,9 +72,12 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         start = starting_model(source, data.task, settings.exits, choose_pooling(settings.pooling), registry, scale)
     model, tokenizer = start.model, start.tokenizer
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
+    attach_probes(model, recipe_name, registry)
+    recipe.prepare(model)
     model.to(device)
     phases = _phases(recipe, recipe_name, start, settings.epochs, epochs)
-    job = Job(model, tokenizer, recipe, data.train, max_length, weights, settings, device)
+    unlabelled = _unlabelled(settings, data.train, phases)
+    job = Job(model, tokenizer, recipe, data.train, max_length, weights, settings, device, unlabelled)
     check(job, phases)
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, data.train.hash())
@@ -148,6 +151,30 @@ def _phases(recipe: Recipe, name: str, start: Start, epochs: float, of_phases: M
         if phase not in left:
             log.warning("the model is a fine-tuned classifier of these labels: phase '%s' is left out", phase.name)
     return left
+
+
+def attach_probes(model: ExitModel, recipe: str, registry: Registry) -> None:
+    """Give the model the probes of all policies that this recipe trains."""
+    for name in registry.names("policy"):
+        policy = registry.policy(name)
+        probe = policy.probe(model.shape) if policy.trained_by == recipe else None
+        if probe is not None:
+            model.probes[name] = probe
+
+
+def _unlabelled(settings: TrainConfig, train: Rows, phases: Sequence[Phase]) -> Rows | None:
+    """The rows of `--unlabelled`, whose labels, if there are any, are not looked at."""
+    if settings.unlabelled is None:
+        return None
+    if not any(phase.label_free for phase in phases):
+        raise UsageError(f"--unlabelled: no phase of recipe '{settings.recipe.name[0]}' can learn without labels.")
+    columns = Columns(train.origin.columns.text, train.origin.columns.text_pair)
+    source = settings.unlabelled
+    split = "train" if "train" in splits(source) else None
+    rows = read(source, split, columns, use_labels="ignored")
+    if rows.pair != train.pair:
+        raise UsageError(f"--unlabelled {source}: must hold {'pairs of texts' if train.pair else 'single texts'}.")
+    return rows
 
 
 def score_exits(

@@ -49,6 +49,8 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         super().__init__(*args, **kwargs)
         self.recipe, self.phase, self.task, self.weights = recipe, phase, task, weights
         self.adversary = adversary
+        self.conflict = recipe.conflict(phase.name, self.model)
+        self.anchor: Tensor | None = None  # [P] the anchor's gradient so far in this step
         self.remove_callback(PrinterCallback)  # prints to stdout
 
     def compute_loss(
@@ -66,18 +68,18 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             with self.compute_loss_context_manager():
                 moved = self._loss(model, inputs, self.adversary.perturb)
             self.accelerator.backward(moved / self.current_gradient_accumulation_steps)
+        if self.accelerator.sync_gradients:
+            self._settle_conflict()
         return loss
 
     def _loss(
         self, model: nn.Module, inputs: Mapping[str, Tensor], embedded: Callable[[Stream], Stream] | None
     ) -> Tensor:
         batch = {name: value for name, value in inputs.items() if name != "labels"}
-        change = type(self.recipe).between is not Recipe.between
-        between = partial(self.recipe.between, self.phase.name, self.model) if change else None
-        said = model(**batch, embedded=embedded, between=between)
+        said = model(**batch, embedded=embedded, between=self._hook("between"), onward=self._hook("onward"))
         seen = EveryExit(
             logits=said.logits,
-            labels=inputs["labels"],
+            labels=inputs.get("labels"),
             layers=self.model.exits,
             task=self.task,
             weights=None if self.weights is None else self.weights.to(said.logits.device),
@@ -85,7 +87,42 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             step=self.state.global_step,
             model=self.model,
         )
-        return self.recipe.combine(self.recipe.losses(self.phase.name, seen))
+        losses = self.recipe.losses(self.phase.name, seen)
+        total = self.recipe.combine(losses)
+        if self.conflict is not None:
+            self._add_anchor(losses)
+        return total
+
+    def _hook(self, name: str) -> Callable[..., Stream] | None:
+        """A recipe's hook for this phase; None when it does not have one, which costs nothing."""
+        if getattr(type(self.recipe), name) is getattr(Recipe, name):
+            return None
+        return partial(getattr(self.recipe, name), self.phase.name, self.model)
+
+    def _add_anchor(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the anchor's gradient of this micro-batch to that of the step."""
+        assert self.conflict is not None
+        anchor = torch.stack([loss for name, loss in losses.items() if name in self.conflict.anchor]).sum()
+        gradients = torch.autograd.grad(anchor, self.conflict.parameters, retain_graph=True, allow_unused=True)
+        flat = torch.cat(
+            [
+                torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
+                for parameter, gradient in zip(self.conflict.parameters, gradients, strict=True)
+            ]
+        ).float()
+        flat = flat / self.current_gradient_accumulation_steps
+        self.anchor = flat if self.anchor is None else self.anchor + flat
+
+    def _settle_conflict(self) -> None:
+        """Write the joined gradient, once the step is complete and before it is clipped."""
+        if self.conflict is None or self.anchor is None:
+            return
+        parameters = self.conflict.parameters
+        both = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]).float()
+        joined = self.conflict.join(self.anchor, both - self.anchor)
+        for parameter, part in zip(parameters, torch.split(joined, [p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        self.anchor = None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights only: the stock method adds the arguments as a pickle."""
@@ -93,7 +130,7 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         os.makedirs(folder, exist_ok=True)
         weights = self.model.state_dict() if state_dict is None else state_dict
         save_file(
-            {name: value.contiguous() for name, value in weights.items()},
+            {name: value.clone().contiguous() for name, value in weights.items()},  # recipes may share modules
             os.path.join(folder, "model.safetensors"),
             metadata={"format": "pt"},
         )

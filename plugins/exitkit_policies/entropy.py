@@ -1,5 +1,6 @@
 """Policy `entropy`: leave when the answer is certain enough."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,10 +16,13 @@ class Entropy(ExitPolicy):
     so a threshold means the same for any number of classes. To carry one over from DeeBERT, RomeBERT, BERxiT or
     ElasticBERT, which measure in nats, divide it by ln C. The comparison is strict.
 
+    With `nats` the threshold is in nats, as those papers give it, and is divided by ln C here.
+
     In multi-label every label is a question of its own with the entropy of a coin, and the least certain one decides.
     """
 
     threshold: float = knob(0.1, low=0.0, high=1.0, off=-1.0, raising="earlier", per_exit=True)
+    nats: bool = False
 
     @classmethod
     def refuses(cls, shape: Shape) -> str | None:
@@ -30,8 +34,8 @@ class Entropy(ExitPolicy):
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
         """Each unit by itself."""
         if seen.task == "multi-label":
-            return label_entropy(seen.logits).amax(dim=-1) < self.threshold, state
-        return normalised_entropy(seen.logits) < self.threshold, state
+            return label_entropy(seen.logits).amax(dim=-1) < self.threshold / (math.log(2) if self.nats else 1), state
+        return normalised_entropy(seen.logits) < self.threshold / (math.log(seen.labels) if self.nats else 1), state
 
 
 @hookimpl
