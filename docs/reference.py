@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "benchmark": (config.BenchmarkConfig, "Score and time settings on rows that chose nothing."),
     "predict": (config.PredictConfig, "Answer new texts."),
+    "compare": (config.CompareConfig, "Recipes and policies against each other, over several seeds."),
 }
 LISTINGS = {
     "inspect DIR": "What a trained model is: exits, scores, calibrated policies, where its rows came from.",

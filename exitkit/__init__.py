@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exitkit.benchmarking.benchmark import benchmark as benchmark
     from exitkit.calibration.calibrate import calibrate as calibrate
+    from exitkit.comparison.compare import compare as compare
     from exitkit.errors import ExitkitError as ExitkitError
     from exitkit.hookspecs import hookimpl as hookimpl
     from exitkit.policy import Decision as Decision
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "exitkit.benchmarking.benchmark": ["benchmark"],
     "exitkit.calibration.calibrate": ["calibrate"],
+    "exitkit.comparison.compare": ["compare"],
     "exitkit.errors": ["ExitkitError"],
     "exitkit.hookspecs": ["hookimpl"],
     "exitkit.policy": [

@@ -261,6 +261,42 @@ class PredictConfig(Common):
     pair_column: Annotated[str | None, flag("Column with the second text of a pair.", panel=COLUMNS)] = None
 
 
+class CompareConfig(Common, DataColumns):
+    """`exitkit compare`."""
+
+    model: Annotated[
+        str | None, flag("Encoder to start from: a Hugging Face id, a folder, or demo:tiny.", short="-m")
+    ] = None
+    data: Annotated[str | None, flag("Labelled texts: a hub dataset, a folder, or demo:reviews.")] = None
+    recipes: Annotated[Names, flag("Ways to train: joint,two-stage,rome.")] = Field(default_factory=lambda: ["joint"])
+    policies: Annotated[Names, flag("Exit policies: entropy,patience.")] = Field(default_factory=lambda: ["entropy"])
+    speedups: Annotated[Speedups, flag("Targets: 1x,2x,3x.")] = [1.0, 2.0, 3.0]
+    seeds: Annotated[int, Field(ge=1), flag("How many seeds, from --seed on.")] = 3
+    output: Annotated[Path | None, flag("Folder for results; an interrupted comparison goes on there.", short="-o")] = (
+        None
+    )
+    currency: Annotated[Literal["layers", "flops"], flag("What speed-ups are counted in; for time use benchmark.")] = (
+        "flops"
+    )
+    split: Annotated[str | None, flag("Rows to score (default: test, else validation).")] = None
+    calibration_split: Annotated[str | None, flag("Rows to calibrate on (default: those set aside by train).")] = None
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False), flag("Epochs of every phase.")] = 3
+    exits: Annotated[Exits, flag("Layers that get an exit: all, or a list like 2,4,6.")] = None
+    pooling: Annotated[str, flag("What exits before the last read: auto, cls, mean, or mix.")] = "auto"
+    task: Annotated[TASKS | None, flag("What is predicted (default: seen from the labels).")] = None
+    metric: Annotated[Metric, flag("What scores are (default: the task's own).")] = None
+    max_train_samples: Annotated[int | None, Field(ge=2), flag("Train on a random choice of so many rows.")] = None
+    max_length: Annotated[int | None, Field(ge=3), flag("Cut rows to so many tokens.")] = None
+    seed: Annotated[int, Field(ge=0), flag("The first seed.")] = 42
+    keep_models: Annotated[bool, flag("Keep the trained models; without, only results stay.")] = False
+    options: Annotated[dict[str, dict[str, Any]], flag("Options by recipe: options.rome.gamma=0.5.", cli=False)] = (
+        Field(default_factory=dict)
+    )
+    training: Annotated[dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)] = Field(
+        default_factory=dict
+    )
+
+
 class DemoConfig(Common):
     """`exitkit demo`."""
 

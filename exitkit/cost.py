@@ -1,17 +1,18 @@
 """What work costs: multiply-adds, and the ratios called speed-up.
 
-Counted are the linear layers of blocks and heads and the two products of attention, over real tokens only. Adds,
-norms, activations and embedding look-ups are not.
+Counted are the linear layers of blocks, heads and probes and the two products of attention, over real tokens only.
+Adds, norms, activations and embedding look-ups are not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from exitkit.encoders.base import LayerCost
+from exitkit.encoders.base import LayerCost, linear_cost
 from exitkit.model import ExitModel
 from exitkit.replay import Outcome, Recording
 from exitkit.trace import Trace, Work
@@ -23,13 +24,15 @@ class Prices:
 
     layers: tuple[LayerCost, ...]  # [L]
     heads: tuple[int, ...]  # [E] per unit
+    probes: Mapping[str, int] = field(default_factory=dict)  # by policy, per unit and exit
 
 
 def prices(model: ExitModel) -> Prices:
     """The prices of a model."""
     return Prices(
         layers=tuple(model.encoder.layer_cost(index) for index in range(model.shape.layers)),
-        heads=(*(head.cost() for head in model.heads), model.encoder.stock_head_cost()),  # type: ignore[operator]
+        heads=(*(head.cost() for head in model.exit_heads), model.encoder.stock_head_cost()),
+        probes={name: linear_cost(probe) for name, probe in model.probes.items()},
     )
 
 
@@ -39,7 +42,7 @@ def flops(work: Work, price: Prices) -> int:
         cost.key * keys + cost.query * queries + cost.pair * scores
         for cost, keys, queries, scores in zip(price.layers, work.keys, work.queries, work.scores, strict=True)
     )
-    return layers + sum(units * cost for units, cost in zip(work.heads, price.heads, strict=True))
+    return layers + work.probes + sum(units * cost for units, cost in zip(work.heads, price.heads, strict=True))
 
 
 def full_work(work: Work, units: int) -> Work:
@@ -67,7 +70,9 @@ def speedups(trace: Trace, price: Prices) -> dict[str, float]:
 class ReplayCost:
     """Work of replayed outcomes, from the lengths of the recorded rows."""
 
-    def __init__(self, recording: Recording, price: Prices, reads_logits: bool, asks_from: int = 1) -> None:
+    def __init__(
+        self, recording: Recording, price: Prices, reads_logits: bool, asks_from: int = 1, probe: int = 0
+    ) -> None:
         lengths = recording.lengths.numpy().astype(np.float64)
         self.layer_of_exit = np.asarray(recording.layers)
         per_layer = np.stack(
@@ -75,7 +80,8 @@ class ReplayCost:
         )  # [L, N]
         up_to_exit = per_layer.cumsum(axis=0)[self.layer_of_exit - 1]  # [E, N]
         heads = np.asarray(price.heads, dtype=np.float64)
-        paid = np.where(np.arange(len(heads)) < asks_from - 1, 0, heads).cumsum() if reads_logits else heads
+        asked = heads + np.where(np.arange(len(heads)) < len(heads) - 1, probe, 0)  # nobody decides at the last exit
+        paid = np.where(np.arange(len(heads)) < asks_from - 1, 0, asked).cumsum() if reads_logits else heads
         self._flops: npt.NDArray[np.float64] = up_to_exit + paid[:, None]
         self._full = float((up_to_exit[-1] + heads[-1]).sum())
         self._layers = len(price.layers)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from exitkit import contract
+from exitkit.encoders.base import linear_cost
 from exitkit.errors import UsageError
-from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
+from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State, reads_heads
 from exitkit.settings import Schedule
 from exitkit.stream import Batch, Stream, halt, pack, select
 from exitkit.trace import Recorder, Trace
@@ -144,6 +145,7 @@ class Walk:
         self.name = schedule.name
         self.has_gates = type(schedule.first).gate is not ExitPolicy.gate
         self.reads = schedule.first.reads
+        self.reads_heads = reads_heads(schedule.first)
         self.limits = schedule.limits
         self.last = self.limits.last(model.shape.exits)
         self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)
@@ -209,7 +211,7 @@ class Walk:
         if stream.active is not None or not (all_ran or last):
             asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)
         probed = None
-        if last or self.reads - {"key"}:
+        if last or self.reads_heads:
             features, logits = self.read(exit, stream, asked)
             rows = stream.row if asked is None else stream.row[asked]
             trace.answer(exit, rows, logits)
@@ -217,6 +219,7 @@ class Walk:
                 logits = trace.answers(stream.row)
             if features is not None and "probe" in self.reads and self.probe is not None:
                 probed = _spread(self.probe(features), asked, stream.units)
+                trace.probed(features.shape[0], linear_cost(self.probe))
         else:
             logits = stream.hidden.new_full((1, 1), torch.nan).expand(stream.units, shape.labels)
         seen = Evidence(
@@ -252,7 +255,7 @@ class Walk:
         rows = stream.row[leaving]
         if decision.answer is not None:
             trace.replace(rows, decision.answer[leaving])
-        elif not self.reads - {"key"}:
+        elif not self.reads_heads:
             trace.answer(exit, rows, self.read(exit, stream, leaving)[1])
         trace.leave(exit, layer - stream.skipped[stream.sequence[leaving]], rows)
 

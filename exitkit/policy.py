@@ -137,6 +137,11 @@ class ExitPolicy(ABC):
         return None
 
 
+def reads_heads(policy: type[ExitPolicy] | ExitPolicy) -> bool:
+    """Whether every exit's head is run for a policy, or only that of the exit where a unit leaves."""
+    return bool(policy.reads - {"key"})
+
+
 Bound = float | Callable[[Shape], float]
 
 

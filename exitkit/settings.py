@@ -21,7 +21,7 @@ class Schedule:
     """A policy with its settings, ready to run: the one that decides at each exit."""
 
     name: str
-    settings: Settings
+    settings: Settings  # knobs, and plain settings that are not at their default
     steps: tuple[ExitPolicy, ...]  # [E]
     limits: Limits = NONE
 
@@ -78,7 +78,9 @@ def schedule(
     for exit in range(shape.exits):
         now = {key: value[min(exit, len(value) - 1)] if key in varying else value for key, value in complete.items()}
         steps.append(policy(**now))
-    return Schedule(name, complete, tuple(steps), limits)
+    usual = {key for key, value in complete.items() if key not in declared and value == _usual(fields[key])}
+    told = {key: value for key, value in complete.items() if key not in usual}
+    return Schedule(name, told, tuple(steps), limits)
 
 
 def _default(policy: str, field: dataclasses.Field[Any]) -> Any:
@@ -88,6 +90,11 @@ def _default(policy: str, field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     raise UsageError(f"policy.{policy}.{field.name} has no default; give it with --set policy.{policy}.{field.name}=…")
+
+
+def _usual(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, or a value that equals nothing."""
+    return object() if field.default is dataclasses.MISSING else field.default
 
 
 def off(name: str, policy: type[ExitPolicy], shape: Shape) -> Schedule:

@@ -22,6 +22,7 @@ class Work:
     keys: tuple[int, ...]  # [L] tokens that served as keys and values
     scores: tuple[int, ...]  # [L] (query, key) pairs
     heads: tuple[int, ...]  # [E] units whose head was run
+    probes: int = 0  # multiply-adds of the policy's own modules
 
     def __add__(self, other: Work) -> Work:
         def both(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,6 +35,7 @@ class Work:
             keys=both(self.keys, other.keys),
             scores=both(self.scores, other.scores),
             heads=both(self.heads, other.heads),
+            probes=self.probes + other.probes,
         )
 
 
@@ -79,6 +81,7 @@ class Recorder:
         self._keys = [0] * shape.layers
         self._scores = [0] * shape.layers
         self._heads = [0] * shape.exits
+        self._probes = 0
 
     def layer(self, layer: int, stream: Stream) -> None:
         """`stream` ran a layer (from 1)."""
@@ -90,6 +93,10 @@ class Recorder:
         """The head of an exit (from 1) gave these logits [n, C] for the units of trace rows [n]."""
         self._heads[exit - 1] += logits.shape[0]
         self._logits.index_copy_(0, rows, logits.float())
+
+    def probed(self, units: int, cost: int) -> None:
+        """A policy's own module ran for so many units, at so many multiply-adds each."""
+        self._probes += units * cost
 
     def answers(self, rows: Tensor) -> Tensor:
         """The latest logits of the units of these trace rows; zeros before the first answer."""
@@ -114,5 +121,6 @@ class Recorder:
             keys=tuple(self._keys),
             scores=tuple(self._scores),
             heads=tuple(self._heads),
+            probes=self._probes,
         )
         return Trace(self._logits, self._exit, self._layers, work)

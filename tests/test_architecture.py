@@ -23,6 +23,7 @@ LAYERS = [
     {"cost", "artifact", "testing"},
     {"measure", "model_card"},
     {"training", "calibration", "benchmarking", "prediction"},
+    {"comparison"},
     {"report", "inspection"},
     {"demo"},
     {"cli"},

@@ -221,6 +221,12 @@ def test_a_plain_list_is_one_setting_and_not_one_value_per_exit() -> None:
         assert [step.words for step in schedule("plain", Plain, {"words": words}, shape).steps] == [words] * 3
 
 
+def test_plain_settings_are_told_only_where_they_are_not_usual() -> None:
+    policy = REGISTRY.policy("entropy")
+    assert schedule("entropy", policy, {}, SHAPE).settings == {"threshold": 0.1}
+    assert schedule("entropy", policy, {"nats": True}, SHAPE).settings == {"threshold": 0.1, "nats": True}
+
+
 def test_a_setting_without_a_default_must_be_given() -> None:
     shape = Shape(exits=3, layers=3, labels=2, width=8, task="classification")
     with pytest.raises(UsageError, match=r"policy\.plain\.words has no default"):

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import exitkit
+from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
 from exitkit.errors import UsageError
@@ -124,7 +125,7 @@ def test_berxit_takes_turns_and_its_probe_learns_the_error() -> None:
     wrong = (passed.logits[:-1].argmax(-1) != labels).float()
     assert torch.equal(berxit.errors(given), wrong)
     said = torch.stack([model.probes["learned"](one)[:, 0] for one in passed.features])
-    assert even["probe"].item() == pytest.approx(float(((said - wrong) ** 2).mean()), rel=1e-5)
+    assert even["probe"].item() == pytest.approx(((said - wrong) ** 2).mean().item(), rel=1e-5)
     values = EveryExit(torch.tensor([[[1.0]], [[0.5]]]), torch.tensor([0.5]), (1, 2), Regression())
     assert berxit.errors(values).item() == pytest.approx(math.tanh(0.5))
 
@@ -324,7 +325,13 @@ def test_a_replayed_probe_decides_as_a_live_one() -> None:
     recorded = record(model, [batch], ["learned"])
     for threshold in (0.3, 0.5, 0.7):
         plan = schedule("learned", REGISTRY.policy("learned"), {"threshold": threshold}, model.shape)
-        assert torch.equal(run(model, batch, plan).exit, replay(recorded, plan).exit)
+        live, guessed = run(model, batch, plan), replay(recorded, plan)
+        assert torch.equal(live.exit, guessed.exit)
+        price = prices(model)
+        assert price.probes == {"learned": 16}
+        assert live.work.probes == 16 * sum(live.work.heads[:-1]), "the probe is paid wherever a head is asked"
+        predicted = ReplayCost(recorded, price, True, 1, 16).speedups(guessed)
+        assert predicted == pytest.approx(speedups(live, price))
 
 
 def test_joint_and_the_others_train_every_parameter_that_they_name_once() -> None:

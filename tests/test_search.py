@@ -21,7 +21,7 @@ from exitkit.errors import UsageError
 from exitkit.loop import run
 from exitkit.measure import on_device
 from exitkit.plugins import Plugin, installed
-from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy
+from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy, reads_heads
 from exitkit.prediction.predictor import Predictor
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, schedule
@@ -107,12 +107,16 @@ def test_a_settled_threshold_lies_midway_between_observed_values() -> None:
 @pytest.mark.parametrize("name", REGISTRY.names("policy"))
 def test_replayed_work_is_the_work_of_a_run(name: str) -> None:
     model, rows = tiny_model(), tiny_batch()
-    recorded = record(model, [rows])
-    settings = {"fixed": {"exit": 3}, "patience": {"patience": 2}, "confidence": {"threshold": 0.75}}
     policy = REGISTRY.policy(name)
-    plan = schedule(name, policy, settings.get(name, {"threshold": 0.6}), model.shape)
-    predicted = ReplayCost(recorded, prices(model), bool(policy.reads)).speedups(replay(recorded, plan))
-    assert predicted == pytest.approx(speedups(run(model, rows, plan), prices(model)), rel=1e-9)
+    probe = policy.probe(model.shape)
+    if probe is not None:
+        model.probes[name] = probe.eval()
+    recorded = record(model, [rows], model.probes)
+    eager = {"fixed": {"exit": 3}, "confidence": {"threshold": 0.75}, "entropy": {"threshold": 0.6}}
+    plan = schedule(name, policy, eager.get(name, {}), model.shape)
+    price = prices(model)
+    cost = ReplayCost(recorded, price, reads_heads(policy), 1, price.probes.get(name, 0))
+    assert cost.speedups(replay(recorded, plan)) == pytest.approx(speedups(run(model, rows, plan), price), rel=1e-9)
 
 
 def test_predicted_time_adds_up_the_parts_of_every_batch() -> None:

@@ -214,7 +214,7 @@ def _per_exit(study: Study, name: str, found: list[Candidate], settings: Calibra
         assert settings.max_drop is not None
         within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
         target = within.speedup[currency] if within else 1.0
-    evaluate = study.evaluator(policy)
+    evaluate = study.evaluator(name)
     return per_exit.candidates(name, policy, found, study.model.model.shape, evaluate, currency, target)
 
 

@@ -19,7 +19,7 @@ from exitkit.limits import NONE, Limits
 from exitkit.loop import run
 from exitkit.measure import Scored, full_model, on_device, run_all, score, truth_of
 from exitkit.plugins import Registry
-from exitkit.policy import ExitPolicy
+from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, schedule
@@ -85,18 +85,19 @@ class Study:
             policy,
             held,
             self.model.model.shape,
-            self.evaluator(policy),
+            self.evaluator(name),
             currency,
             most_points=search.MOST_RUNS if policy.rewrites else search.MOST_POINTS,
         )
 
-    def evaluator(self, policy: type[ExitPolicy]) -> search.Evaluate:
+    def evaluator(self, name: str) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
+        policy = self.registry.policy(name)
         if policy.rewrites:
             return self._run
         asks_from = self.limits.min_exit if policy.start is ExitPolicy.start else 1
-        reads = bool(policy.reads)
-        cost = ReplayCost(self.recording, self.price, reads, asks_from)
+        reads = reads_heads(policy)
+        cost = ReplayCost(self.recording, self.price, reads, asks_from, self.price.probes.get(name, 0))
         clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, asks_from)
 
         def evaluate(plan: Schedule) -> Candidate:
@@ -116,7 +117,7 @@ class Study:
         policy = self.registry.policy(name)
         if policy.rewrites:
             return chosen
-        moved = search.settle(chosen, name, policy, self.model.model.shape, self.evaluator(policy))
+        moved = search.settle(chosen, name, policy, self.model.model.shape, self.evaluator(name))
         return replace(chosen, settings=moved.settings)
 
     def live(self, name: str, candidate: Candidate) -> Live:

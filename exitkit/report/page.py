@@ -107,8 +107,8 @@ def _run(run: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
             {
                 "name": part["name"],
                 "rows": part["rows"],
-                "score": f"{100 * part['score']:.1f}",
-                "full": f"{100 * part['full_score']:.1f}",
+                "score": pictures.worth(found["measure"], part["score"]),
+                "full": pictures.worth(found["measure"], part["full_score"]),
             }
             for part in found["by_exit"]
         ],

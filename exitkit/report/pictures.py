@@ -126,10 +126,18 @@ def parts(run: Mapping[str, Any]) -> Figure:
     found = run["breakdown"]
     sections = []
     for title, key in (("by class", "by_class"), ("by length", "by_length"), ("by group", "by_group")):
-        rows = [(f"{part['name'][:26]} ({part['rows']})", part["exits"], part["score"]) for part in found[key]]
+        rows = [
+            (f"{part['name'][:26]} ({part['rows']})", part["exits"], worth(found["measure"], part["score"]))
+            for part in found[key]
+        ]
         if rows:
             sections.append((title, rows))
     return _bars(sections, f"rows that left at each exit, %; right: {found['measure']}")
+
+
+def worth(measure: str, value: float) -> str:
+    """A part's score as text: points of 100, or an error as it is."""
+    return f"{value:.3f}" if measure.startswith("mean absolute") else f"{100 * value:.1f}"
 
 
 def _line(
@@ -156,7 +164,7 @@ def _line(
     axes.errorbar(x, y, yerr=[low, high], xerr=sides, fmt="none", ecolor=colour, alpha=0.4, linewidth=1, zorder=1)
 
 
-def _bars(sections: Sequence[tuple[str, Sequence[tuple[str, Sequence[int], float | None]]]], caption: str) -> Figure:
+def _bars(sections: Sequence[tuple[str, Sequence[tuple[str, Sequence[int], str | None]]]], caption: str) -> Figure:
     """Stacked bars, early exits light and late ones dark."""
     with matplotlib.rc_context(STYLE):
         count = sum(len(rows) + (1 if title else 0) for title, rows in sections)
@@ -182,7 +190,7 @@ def _bars(sections: Sequence[tuple[str, Sequence[tuple[str, Sequence[int], float
                         )
                     left += share
                 if score is not None:
-                    axes.text(101.5, place, f"{100 * score:.1f}", va="center", fontsize=8)
+                    axes.text(101.5, place, score, va="center", fontsize=8)
                 ticks.append(place)
                 names.append(name)
                 place += 1
@@ -204,6 +212,39 @@ def _bars(sections: Sequence[tuple[str, Sequence[tuple[str, Sequence[int], float
             handlelength=1,
             columnspacing=0.8,
         )
+        return figure
+
+
+def curves(found: Sequence[Mapping[str, Any]], currency: str, metric: str) -> Figure:
+    """Score over speed-up of every recipe and policy: a colour per recipe, a mark per policy, thin lines for seeds."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.4 * WIDTH, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        recipes = list(dict.fromkeys(curve["recipe"] for curve in found))
+        policies = list(dict.fromkeys(curve["policy"] for curve in found))
+        named_already = set()
+        for curve in found:
+            colour = COLOURS[recipes.index(curve["recipe"]) % len(COLOURS)]
+            mark = MARKS[policies.index(curve["policy"]) % len(MARKS)]
+            points = sorted(curve["points"])
+            name = f"{curve['recipe']}, {curve['policy']}"
+            axes.plot(
+                [x for x, _ in points],
+                [100 * y for _, y in points],
+                color=colour,
+                marker=mark,
+                markersize=3,
+                linewidth=0.8,
+                alpha=0.7,
+                linestyle=":" if curve["policy"] == "fixed exits" else "-",
+                label=None if name in named_already else name,
+            )
+            named_already.add(name)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"speed-up in {currency} (full depth = 1)")
+        axes.set_ylabel(f"{metric}, %")
+        axes.grid(alpha=0.25, which="both")
+        axes.legend(frameon=False, fontsize=7)
         return figure
 
 

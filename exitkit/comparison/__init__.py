@@ -1,0 +1,1 @@
+"""Recipes and policies against each other: `compare`."""

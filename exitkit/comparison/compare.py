@@ -1,0 +1,313 @@
+"""`exitkit compare`: every recipe with every policy, several seeds, one table; it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exitkit import artifact, config, runtime
+from exitkit.artifact import Artifact, write_text
+from exitkit.calibration import search
+from exitkit.calibration.calibrate import calibration_rows, chosen_metric, columns_of
+from exitkit.calibration.search import Candidate
+from exitkit.calibration.study import Study
+from exitkit.config import CompareConfig
+from exitkit.cost import ReplayCost, prices
+from exitkit.data.sources import Rows, read, splits
+from exitkit.data.splits import scoring_split
+from exitkit.errors import UsageError
+from exitkit.measure import on_device, score, truth_of
+from exitkit.plugins import Registry, installed
+from exitkit.policy import ExitPolicy, reads_heads
+from exitkit.replay import Recording, record, replay
+from exitkit.settings import Schedule, schedule
+from exitkit.training.train import build_recipe, train
+
+log = logging.getLogger("exitkit")
+
+FIXED = "fixed"
+RUN = "run.json"
+FREE = {"output", "device", "threads", "keep_models"}
+
+
+def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """Train each recipe once per seed, calibrate each policy on calibration rows, score it on others.
+
+    Everything that is done lies in `output`, one file per recipe and seed: an interrupted comparison goes on there.
+
+    Args:
+        settings: the configuration, or its fields by name.
+
+    Returns:
+        `table`: a row per recipe, policy and target with the mean and the standard deviation over seeds of score, drop
+        and speed-up reached; `areas`: the area under each curve; `curves`; `skipped`: pairs that do not fit, and why.
+
+    Raises:
+        UsageError: an option is wrong, or the folder holds another comparison.
+    """
+    settings = settings or config.parse(CompareConfig, fields)
+    config.require(settings, "model", "data", "output", "recipes", "policies")
+    assert settings.output is not None
+    registry = installed()
+    for name in settings.recipes:
+        build_recipe(config.Choice(name=[name], **settings.options.get(name, {})), registry)
+    for name in settings.policies:
+        if registry.policy(name).rewrites:
+            raise UsageError(
+                f"--policies: '{name}' changes later states, so its curve cannot be replayed; compare it with "
+                "'exitkit benchmark'."
+            )
+    folder = settings.output
+    _same_comparison(folder, settings)
+    found = []
+    for recipe, seed in _jobs(settings):
+        file = folder / "results" / f"{recipe}-{seed}.json"
+        if file.exists():
+            log.info("%s with seed %d is done already", recipe, seed)
+            found.append(json.loads(file.read_text(encoding="utf-8")))
+            continue
+        model = folder / "models" / f"{recipe}-{seed}"
+        _trained(model, recipe, seed, settings)
+        result = _scored(model, recipe, seed, settings, registry)
+        write_text(file, json.dumps(result) + "\n")
+        found.append(result)
+        if not settings.keep_models:
+            shutil.rmtree(model)
+    return summary(found, settings)
+
+
+def _jobs(settings: CompareConfig) -> Iterator[tuple[str, int]]:
+    """Seed by seed, so that an interrupted comparison has whole rounds."""
+    for seed in range(settings.seeds):
+        for recipe in settings.recipes:
+            yield recipe, settings.seed + seed
+
+
+def _same_comparison(folder: Path, settings: CompareConfig) -> None:
+    """Write down what is compared, or check that the folder holds the same."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file; name a folder.")
+    plain = settings.model_dump(mode="json", exclude={*FREE, "seeds", "recipes"})  # more of these may be added
+    file = folder / RUN
+    if not file.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(f"--output {folder} holds files that are not a comparison; name another folder.")
+        try:
+            (folder / "results").mkdir(parents=True)
+        except OSError as error:
+            raise UsageError(f"--output {folder}: cannot write there: {error.strerror}.") from None
+        write_text(file, json.dumps(plain) + "\n")
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    differing = [key for key in plain if plain[key] != before.get(key)]
+    if differing:
+        names = ", ".join(config.option(key) for key in differing)
+        raise UsageError(f"--output {folder} holds a comparison with other settings ({names}); name another folder.")
+
+
+def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> None:
+    if artifact.is_artifact(model):
+        return
+    log.info("training %s with seed %d", recipe, seed)
+    shared = ("model", "data", "epochs", "exits", "pooling", "task", "max_train_samples", "max_length", "training")
+    columns = ("text_column", "pair_column", "label_column")
+    given = {name: getattr(settings, name) for name in (*shared, *columns, "metric", "device", "precision", "threads")}
+    train(
+        recipe={"name": recipe, **settings.options.get(recipe, {})},
+        seed=seed,
+        output=model,
+        resume=model.with_name(model.name + ".partial").exists(),
+        **given,
+    )
+
+
+def _scored(folder: Path, recipe: str, seed: int, settings: CompareConfig, registry: Registry) -> dict[str, Any]:
+    """What every policy reaches on rows that chose nothing."""
+    model = artifact.read(folder, registry, runtime.device(settings), runtime.inference_dtype(settings))
+    rows = _scored_rows(model, settings)
+    data = settings.data if settings.calibration_split else None
+    chosen = calibration_rows(model, data, settings.calibration_split, columns_of(settings))
+    if set(_texts(chosen)) & set(_texts(rows)):
+        raise UsageError(
+            "the rows to score are among the calibration rows, so scores would flatter. Give --split and "
+            "--calibration-split that do not overlap."
+        )
+    metric = chosen_metric(settings.metric, model, chosen)
+    study = Study(model, registry, chosen, metric, batch_size=32)
+    readers = [name for name in model.model.probes if "probe" in registry.policy(name).reads]
+    scorer = Scorer(model, rows, metric, record(model.model, on_device(rows, model, 32), readers))
+    found: dict[str, Any] = {"recipe": recipe, "seed": seed, "metric": metric, "rows": len(rows), "policies": {}}
+    found["exits"] = [scorer.of(plan) for plan in _fixed(model, registry)]
+    found["skipped"] = {}
+    for name in settings.policies:
+        policy = registry.policy(name)
+        reason = policy.refuses(model.model.shape) or _lacks(name, policy, model)
+        if reason:
+            found["skipped"][name] = reason
+            continue
+        candidates = study.candidates(name, {}, settings.currency)
+        found["policies"][name] = {
+            "targets": [_at(scorer, study, name, candidates, target, settings) for target in settings.speedups],
+            "curve": [
+                scorer.of(study.plan(name, one.settings)) for one in search.frontier(candidates, settings.currency)
+            ],
+        }
+    return found
+
+
+def _lacks(name: str, policy: type[ExitPolicy], model: Artifact) -> str | None:
+    if "probe" in policy.reads and name not in model.model.probes:
+        return f"needs a probe, which recipe '{policy.trained_by}' trains"
+    return None
+
+
+def _fixed(model: Artifact, registry: Registry) -> list[Schedule]:
+    shape, policy = model.model.shape, registry.policy(FIXED)
+    return [schedule(FIXED, policy, {"exit": exit}, shape) for exit in range(1, shape.exits + 1)]
+
+
+def _at(
+    scorer: Scorer, study: Study, name: str, candidates: Sequence[Candidate], target: float, settings: CompareConfig
+) -> dict[str, Any]:
+    """A policy at a target chosen on calibration rows, scored on others."""
+    picked = study.settled(search.pick(candidates, settings.currency, target), name)
+    found = scorer.of(study.plan(name, picked.settings))
+    return {"target": target, "reached": picked.speedup[settings.currency] >= 0.97 * target, **found}
+
+
+class Scorer:
+    """Replays settings on recorded rows that chose nothing."""
+
+    def __init__(self, model: Artifact, rows: Rows, metric: str, recording: Recording) -> None:
+        self.task, self.metric, self.recording = model.task, metric, recording
+        self.truth = truth_of(rows)
+        self.full = model.task.answers(recording.logits[-1])
+        self.price = prices(model.model)
+
+    def of(self, plan: Schedule) -> dict[str, Any]:
+        """Speed-ups, score and drop of a setting."""
+        outcome = replay(self.recording, plan)
+        cost = ReplayCost(
+            self.recording,
+            self.price,
+            reads_heads(plan.first),
+            plan.asks_from,
+            self.price.probes.get(plan.name, 0),
+        )
+        scored = score(self.task, self.metric, self.truth, self.task.answers(outcome.logits), self.full)
+        return {
+            "settings": plan.settings,
+            "speedup": cost.speedups(outcome),
+            "score": scored.score,
+            "full_score": scored.full_score,
+            "drop": scored.full_score - scored.score,
+        }
+
+
+def _scored_rows(model: Artifact, settings: CompareConfig) -> Rows:
+    columns = columns_of(settings)
+    split = settings.split or (scoring_split(settings.data, columns) if len(splits(settings.data)) > 1 else None)
+    return read(settings.data, split, columns, model.task)
+
+
+def _texts(rows: Rows) -> list[tuple[str, ...]]:
+    names = ["text", "text_pair"] if rows.pair else ["text"]
+    return list(zip(*(rows.data[name][:] for name in names), strict=True))
+
+
+def summary(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> dict[str, Any]:
+    """Means and standard deviations over seeds, and areas under curves."""
+    currency, most = settings.currency, max(settings.speedups)
+    table, areas = [], []
+    for recipe in settings.recipes:
+        mine = [one for one in found if one["recipe"] == recipe]
+        fixed = [area(one["exits"], currency, most) for one in mine]
+        areas.append({"recipe": recipe, "policy": "fixed exits", **_spread("area", fixed)})
+        for policy in settings.policies:
+            fitting = [one["policies"][policy] for one in mine if policy in one["policies"]]
+            if not fitting:
+                continue
+            areas.append(
+                {
+                    "recipe": recipe,
+                    "policy": policy,
+                    **_spread("area", [area(one["curve"], currency, most) for one in fitting]),
+                }
+            )
+            for number, target in enumerate(settings.speedups):
+                points = [one["targets"][number] for one in fitting]
+                table.append(
+                    {
+                        "recipe": recipe,
+                        "policy": policy,
+                        "target": target,
+                        "reached": all(point["reached"] for point in points),
+                        **_spread("score", [point["score"] for point in points]),
+                        **_spread("drop", [point["drop"] for point in points]),
+                        **_spread("speedup", [point["speedup"][currency] for point in points]),
+                    }
+                )
+    exits = [
+        {
+            "recipe": recipe,
+            "scores": [
+                _spread("score", [one["exits"][exit]["score"] for one in found if one["recipe"] == recipe])
+                for exit in range(len(next(one for one in found if one["recipe"] == recipe)["exits"]))
+            ],
+        }
+        for recipe in settings.recipes
+    ]
+    skipped = {f"{one['recipe']} with {policy}": why for one in found for policy, why in one["skipped"].items()}
+    first = found[0]
+    return {
+        "metric": first["metric"],
+        "rows": first["rows"],
+        "currency": currency,
+        "seeds": settings.seeds,
+        "exits": exits,
+        "table": table,
+        "areas": areas,
+        "curves": _curves(found, settings),
+        "skipped": skipped,
+    }
+
+
+def area(points: Sequence[Mapping[str, Any]], currency: str, most: float) -> float:
+    """Mean score over the logarithm of the speed-up from 1 to `most`: the curve of the best score at least that fast.
+
+    A speed-up that no setting reaches counts with the score of the fastest setting.
+    """
+    ordered = sorted((point["speedup"][currency], point["score"]) for point in points)
+    speeds, scores = np.array([p[0] for p in ordered]), np.array([p[1] for p in ordered])
+    best = np.maximum.accumulate(scores[::-1])[::-1]  # of all settings at least as fast
+    grid = np.exp(np.linspace(0, np.log(most), 101)) if most > 1 else np.ones(1)
+    return float(best[np.minimum(np.searchsorted(speeds, grid - 1e-9), len(best) - 1)].mean())
+
+
+def _curves(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> list[dict[str, Any]]:
+    """Points of every curve, seed by seed: speed-up and score."""
+    curves = []
+    for one in found:
+        kinds = {"fixed exits": one["exits"], **{name: part["curve"] for name, part in one["policies"].items()}}
+        for policy, points in kinds.items():
+            curves.append(
+                {
+                    "recipe": one["recipe"],
+                    "policy": policy,
+                    "seed": one["seed"],
+                    "points": [[point["speedup"][settings.currency], point["score"]] for point in points],
+                }
+            )
+    return curves
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation (of a sample; 0 for one seed)."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {name: float(np.mean(values)), f"{name}_std": deviation}

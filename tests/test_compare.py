@@ -1,0 +1,131 @@
+"""`exitkit compare`: one table over recipes, policies and seeds, that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import exitkit
+from exitkit.cli import app
+from exitkit.comparison import compare as module
+from exitkit.comparison.compare import area
+from exitkit.errors import UsageError
+
+FAST = {"learning_rate": 2e-3, "head_learning_rate": 2e-3}
+GIVEN = {
+    "data": "demo:reviews",
+    "recipes": ["joint", "berxit"],
+    "policies": ["entropy", "learned"],
+    "speedups": "1.2x,1.5x",
+    "seeds": 2,
+    "epochs": 1,
+    "max_train_samples": 400,
+    "currency": "layers",
+    "options": {"joint": FAST, "berxit": FAST},
+}
+
+
+@pytest.fixture(scope="module")
+def compared(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """A comparison that was interrupted after its first two models and then went on."""
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    right, trained = module.train, []
+
+    def interrupted(**fields):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append((fields["recipe"]["name"], fields["seed"]))
+        return right(**fields)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            exitkit.compare(model=str(encoder), output=folder, **GIVEN)
+        assert trained == [("joint", 42), ("berxit", 42)]
+
+        def counted(**fields):
+            trained.append((fields["recipe"]["name"], fields["seed"]))
+            return right(**fields)
+
+        patch.setattr(module, "train", counted)
+        result = exitkit.compare(model=str(encoder), output=folder, **GIVEN)
+        assert trained[2:] == [("joint", 43), ("berxit", 43)], "what was done is not done again"
+    return result, folder
+
+
+def test_every_fitting_pair_has_a_row_per_target_with_its_spread(compared: tuple[dict, Path]) -> None:
+    result, _ = compared
+    pairs = {(row["recipe"], row["policy"]) for row in result["table"]}
+    assert pairs == {("joint", "entropy"), ("berxit", "entropy"), ("berxit", "learned")}
+    assert result["skipped"] == {"joint with learned": "needs a probe, which recipe 'berxit' trains"}
+    assert len(result["table"]) == 6
+    assert all(0 <= row["score"] <= 1 and row["score_std"] >= 0 for row in result["table"])
+    assert len(result["exits"][0]["scores"]) == 4
+    assert {(one["recipe"], one["policy"]) for one in result["areas"]} == pairs | {
+        ("joint", "fixed exits"),
+        ("berxit", "fixed exits"),
+    }
+
+
+def test_means_are_those_of_the_results_on_disk(compared: tuple[dict, Path]) -> None:
+    result, folder = compared
+    files = [json.loads((folder / f"results/joint-{seed}.json").read_text()) for seed in (42, 43)]
+    scores = [one["policies"]["entropy"]["targets"][1]["score"] for one in files]
+    row = next(r for r in result["table"] if (r["recipe"], r["policy"], r["target"]) == ("joint", "entropy", 1.5))
+    assert row["score"] == pytest.approx(np.mean(scores))
+    assert row["score_std"] == pytest.approx(np.std(scores, ddof=1))
+    assert not list((folder / "models").iterdir()), "models are removed unless they are to be kept"
+
+
+def test_the_command_prints_one_object_and_writes_tables_and_curves(compared: tuple[dict, Path], encoder: Path) -> None:
+    _, folder = compared
+    args = ["compare", "--model", str(encoder), "--output", str(folder), "--recipes", "joint", "--json"]
+    for key, value in GIVEN.items():
+        if key not in ("recipes", "options", "seeds"):
+            args += [f"--{key.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value)]
+    args += [f"--set=options={json.dumps(GIVEN['options'])}", "--seeds", "2"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {row["recipe"] for row in found["table"]} == {"joint"}
+    assert (folder / "curves.png").stat().st_size > 0
+    text = (folder / "compare.md").read_text()
+    assert "| joint | entropy |" in text
+    assert "joint with learned: left out" in text
+
+
+def test_another_comparison_in_the_same_folder_is_refused(compared: tuple[dict, Path], encoder: Path) -> None:
+    _, folder = compared
+    with pytest.raises(UsageError, match=r"other settings \(--epochs\)"):
+        exitkit.compare(model=str(encoder), output=folder, **{**GIVEN, "epochs": 2})
+
+
+def test_bad_names_are_refused_before_anything_is_trained(encoder: Path, tmp_path: Path) -> None:
+    given = {"model": str(encoder), "output": tmp_path / "out"}
+    for change, words in (
+        ({"recipes": ["jiont"]}, "Did you mean 'joint'"),
+        ({"policies": ["entrpy"]}, "Did you mean 'entropy'"),
+        ({"options": {"joint": {"rate": 1}}}, "unknown option of recipe 'joint'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            exitkit.compare(**{**GIVEN, **given, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_choose_are_not_scored(encoder: Path, tmp_path: Path) -> None:
+    same = {"split": "validation", "calibration_split": "validation[:50%]", "seeds": 1, "recipes": ["joint"]}
+    with pytest.raises(UsageError, match="would flatter"):
+        exitkit.compare(model=str(encoder), output=tmp_path / "out", **{**GIVEN, **same})
+
+
+def test_the_area_under_a_curve_by_hand() -> None:
+    points = [{"speedup": {"layers": s}, "score": v} for s, v in ((1.0, 0.9), (2.0, 0.8), (4.0, 0.6))]
+    assert area(points[:1], "layers", 1.0) == 0.9
+    by_hand = (1 * 0.9 + 50 * 0.8 + 50 * 0.6) / 101  # a grid of 101 points; each takes the next faster setting
+    assert area(points, "layers", 4.0) == pytest.approx(by_hand)
+    better_later = [{"speedup": {"layers": s}, "score": v} for s, v in ((1.0, 0.5), (2.0, 0.8))]
+    assert area(better_later, "layers", 2.0) == pytest.approx(0.8), "a faster setting that is better replaces a slower"
