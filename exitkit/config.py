@@ -280,6 +280,7 @@ class CompareConfig(Common, DataColumns):
     )
     split: Annotated[str | None, flag("Rows to score (default: test, else validation).")] = None
     calibration_split: Annotated[str | None, flag("Rows to calibrate on (default: those set aside by train).")] = None
+    halves: Annotated[bool, flag("Calibrate on a random half of --split, score the other, and the other way.")] = False
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False), flag("Epochs of every phase.")] = 3
     exits: Annotated[Exits, flag("Layers that get an exit: all, or a list like 2,4,6.")] = None
     pooling: Annotated[str, flag("What exits before the last read: auto, cls, mean, or mix.")] = "auto"
@@ -295,6 +296,12 @@ class CompareConfig(Common, DataColumns):
     training: Annotated[dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)] = Field(
         default_factory=dict
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_calibrate(self) -> CompareConfig:
+        if self.halves and self.calibration_split is not None:
+            raise ValueError("--halves calibrates on --split itself; leave out --calibration-split")
+        return self
 
 
 class DemoConfig(Common):

@@ -74,7 +74,7 @@ def test_every_fitting_pair_has_a_row_per_target_with_its_spread(compared: tuple
 def test_means_are_those_of_the_results_on_disk(compared: tuple[dict, Path]) -> None:
     result, folder = compared
     files = [json.loads((folder / f"results/joint-{seed}.json").read_text()) for seed in (42, 43)]
-    scores = [one["policies"]["entropy"]["targets"][1]["score"] for one in files]
+    scores = [one["folds"][0]["policies"]["entropy"]["targets"][1]["score"] for one in files]
     row = next(r for r in result["table"] if (r["recipe"], r["policy"], r["target"]) == ("joint", "entropy", 1.5))
     assert row["score"] == pytest.approx(np.mean(scores))
     assert row["score_std"] == pytest.approx(np.std(scores, ddof=1))
@@ -114,6 +114,23 @@ def test_bad_names_are_refused_before_anything_is_trained(encoder: Path, tmp_pat
         with pytest.raises(UsageError, match=words):
             exitkit.compare(**{**GIVEN, **given, **change})
     assert not (tmp_path / "out").exists()
+
+
+def test_halves_choose_on_one_half_and_score_the_other_both_ways(encoder: Path, tmp_path: Path) -> None:
+    result = exitkit.compare(
+        model=str(encoder),
+        output=tmp_path / "out",
+        **{**GIVEN, "seeds": 1, "recipes": ["joint"], "policies": ["entropy"], "split": "test", "halves": True},
+    )
+    file = json.loads((tmp_path / "out/results/joint-42.json").read_text())
+    one, other = file["folds"]
+    assert one["rows"] + other["rows"] == file["rows"] == result["rows"]
+    assert abs(one["rows"] - other["rows"]) <= 1
+    assert one["exits"] != other["exits"], "other rows are scored"
+    mean = np.mean([fold["policies"]["entropy"]["targets"][0]["score"] for fold in (one, other)])
+    assert result["table"][0]["score"] == pytest.approx(mean)
+    with pytest.raises(UsageError, match="leave out --calibration-split"):
+        exitkit.compare(**{**GIVEN, "halves": True, "calibration_split": "test"})
 
 
 def test_rows_that_choose_are_not_scored(encoder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Usage: python docs/results/calibration_splits.py ARTIFACT DATA SPLIT
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,21 +26,21 @@ from exitkit.replay import replay
 
 registry = installed()
 model = artifact.read(Path(sys.argv[1]), registry)
-everything = read(sys.argv[2], sys.argv[3], labels=model.card.labels)
+everything = read(sys.argv[2], sys.argv[3], task=model.task)
 policy = registry.policy("entropy")
 
 
-def threshold_for(study: Study, target: float) -> dict:
+def threshold_for(study: Study, target: float) -> dict[str, Any]:
     """The setting that calibrate would confirm."""
     chosen = pick(study.candidates("entropy", {}, "layers"), "layers", target)
-    return settle(chosen, "entropy", policy, model.model.shape, study.evaluator(policy)).settings
+    return settle(chosen, "entropy", policy, model.model.shape, study.evaluator("entropy")).settings
 
 
-def tried(study: Study, settings: dict) -> dict:
+def tried(study: Study, settings: dict[str, Any]) -> dict[str, Any]:
     """A setting on the rows of a study."""
     outcome = replay(study.recording, study.plan("entropy", settings))
-    answers = outcome.logits.argmax(dim=-1).numpy()
-    scored = score("accuracy", model.card.labels, truth_of(study.rows), answers, study.full)
+    answers = model.task.answers(outcome.logits)
+    scored = score(model.task, "accuracy", truth_of(study.rows), answers, study.full)
     cost = ReplayCost(study.recording, study.price, reads_logits=True).speedups(outcome)
     return {**cost, "loss": scored.full_score - scored.score, "loss_ci": scored.drop_ci}
 
@@ -53,7 +54,9 @@ halves = []
 for seed in range(10):
     order = np.random.default_rng(seed).permutation(len(everything))
     middle = len(order) // 2
-    halves.append((study(everything.select(order[:middle])), study(everything.select(order[middle:]))))
+    halves.append(
+        (study(everything.select(order[:middle].tolist())), study(everything.select(order[middle:].tolist())))
+    )
 aside = study(calibration_rows(model, None, None, USUAL))
 whole = study(everything)
 

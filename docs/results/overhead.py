@@ -9,7 +9,7 @@ Usage: python docs/results/overhead.py ARTIFACT DATA SPLIT THRESHOLD BATCH_SIZE
 import json
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from exitkit import artifact, contract, loop
@@ -23,12 +23,12 @@ ROUNDS = 5
 folder, data, split, threshold, size = sys.argv[1:]
 registry = installed()
 model = artifact.read(Path(folder), registry)
-batches = on_device(read(data, split, labels=model.card.labels), model, int(size))[:200]
+batches = on_device(read(data, split, task=model.task), model, int(size))[:200]
 plans = {
     "exits": schedule("entropy", registry.policy("entropy"), {"threshold": float(threshold)}, model.model.shape),
     "full": full_model(model, registry),
 }
-spent: Counter[tuple[str, str]] = Counter()
+spent: defaultdict[tuple[str, str], float] = defaultdict(float)
 running = ["exits"]
 
 

@@ -25,9 +25,13 @@ BATCHES, ROUNDS = 40, 3
 
 model_name, data = sys.argv[1:]
 rows = read(data, f"train[:{32 * BATCHES}]")
-start = starting_model(model_name, rows.task, None, "mean", installed())
+assert rows.task is not None
+task = rows.task
+start = starting_model(model_name, task, None, "mean", installed())
 model, tokenizer = start.model, start.tokenizer
-stock = AutoModelForSequenceClassification.from_pretrained(model_name, dtype=torch.float32, num_labels=len(rows.labels))
+stock = AutoModelForSequenceClassification.from_pretrained(
+    model_name, dtype=torch.float32, num_labels=model.shape.labels
+)
 recipe = Joint()
 model.train()
 stock.train()
@@ -36,8 +40,8 @@ stock.train()
 def ours(batch: dict[str, torch.Tensor]) -> None:
     """Forward and backward through all exits."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    seen = EveryExit(model(**inputs).logits, batch["labels"], model.exits, rows.task)
-    recipe.combine(recipe.losses("joint", seen)).backward()
+    seen = EveryExit(model(**inputs).logits, batch["labels"], model.exits, task)
+    torch.autograd.backward(recipe.combine(recipe.losses("joint", seen)))
     model.zero_grad()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
 from exitkit.measure import on_device, score, truth_of
 from exitkit.plugins import Registry, installed
-from exitkit.policy import ExitPolicy, reads_heads
+from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, schedule
 from exitkit.training.train import build_recipe, train
@@ -34,6 +35,9 @@ log = logging.getLogger("exitkit")
 FIXED = "fixed"
 RUN = "run.json"
 FREE = {"output", "device", "threads", "keep_models"}
+
+Fold = Mapping[str, Any]
+"""What was found on some scored rows: `rows`, `exits` and `policies`."""
 
 
 def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -130,38 +134,69 @@ def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> No
 def _scored(folder: Path, recipe: str, seed: int, settings: CompareConfig, registry: Registry) -> dict[str, Any]:
     """What every policy reaches on rows that chose nothing."""
     model = artifact.read(folder, registry, runtime.device(settings), runtime.inference_dtype(settings))
+    shape = model.model.shape
+    refused = {
+        name: registry.policy(name).refuses(shape) or _lacks(name, registry, model) for name in settings.policies
+    }
+    fitting = [name for name, reason in refused.items() if not reason]
+    folds = []
+    for chosen, rows in _folds(model, settings):
+        metric = chosen_metric(settings.metric, model, chosen)
+        folds.append(_fold(model, chosen, rows, metric, fitting, settings, registry))
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "metric": metric,
+        "rows": sum(fold["rows"] for fold in folds),
+        "folds": folds,
+        "skipped": {name: reason for name, reason in refused.items() if reason},
+    }
+
+
+def _folds(model: Artifact, settings: CompareConfig) -> list[tuple[Rows, Rows]]:
+    """Rows that choose settings, and the rows that these are scored on."""
     rows = _scored_rows(model, settings)
+    if settings.halves:
+        order = np.random.default_rng(settings.seed).permutation(len(rows))  # the same halves for all models
+        one, other = (rows.select(np.sort(half).tolist()) for half in np.array_split(order, 2))
+        return [(one, other), (other, one)]
     data = settings.data if settings.calibration_split else None
     chosen = calibration_rows(model, data, settings.calibration_split, columns_of(settings))
     if set(_texts(chosen)) & set(_texts(rows)):
         raise UsageError(
             "the rows to score are among the calibration rows, so scores would flatter. Give --split and "
-            "--calibration-split that do not overlap."
+            "--calibration-split that do not overlap, or --halves."
         )
-    metric = chosen_metric(settings.metric, model, chosen)
+    return [(chosen, rows)]
+
+
+def _fold(
+    model: Artifact,
+    chosen: Rows,
+    rows: Rows,
+    metric: str,
+    policies: Sequence[str],
+    settings: CompareConfig,
+    registry: Registry,
+) -> dict[str, Any]:
+    """Every policy, its settings chosen on some rows and scored on others."""
     study = Study(model, registry, chosen, metric, batch_size=32)
     readers = [name for name in model.model.probes if "probe" in registry.policy(name).reads]
     scorer = Scorer(model, rows, metric, record(model.model, on_device(rows, model, 32), readers))
-    found: dict[str, Any] = {"recipe": recipe, "seed": seed, "metric": metric, "rows": len(rows), "policies": {}}
-    found["exits"] = [scorer.of(plan) for plan in _fixed(model, registry)]
-    found["skipped"] = {}
-    for name in settings.policies:
-        policy = registry.policy(name)
-        reason = policy.refuses(model.model.shape) or _lacks(name, policy, model)
-        if reason:
-            found["skipped"][name] = reason
-            continue
+    found: dict[str, Any] = {"rows": len(rows), "exits": [scorer.of(plan) for plan in _fixed(model, registry)]}
+    found["policies"] = {}
+    for name in policies:
         candidates = study.candidates(name, {}, settings.currency)
+        frontier = search.frontier(candidates, settings.currency)
         found["policies"][name] = {
             "targets": [_at(scorer, study, name, candidates, target, settings) for target in settings.speedups],
-            "curve": [
-                scorer.of(study.plan(name, one.settings)) for one in search.frontier(candidates, settings.currency)
-            ],
+            "curve": [scorer.of(study.plan(name, one.settings)) for one in frontier],
         }
     return found
 
 
-def _lacks(name: str, policy: type[ExitPolicy], model: Artifact) -> str | None:
+def _lacks(name: str, registry: Registry, model: Artifact) -> str | None:
+    policy = registry.policy(name)
     if "probe" in policy.reads and name not in model.model.probes:
         return f"needs a probe, which recipe '{policy.trained_by}' trains"
     return None
@@ -222,52 +257,36 @@ def _texts(rows: Rows) -> list[tuple[str, ...]]:
 
 
 def summary(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> dict[str, Any]:
-    """Means and standard deviations over seeds, and areas under curves."""
+    """Means and standard deviations over seeds, and areas under curves. A seed's figure is the mean of its folds."""
     currency, most = settings.currency, max(settings.speedups)
-    table, areas = [], []
+    table, areas, exits = [], [], []
     for recipe in settings.recipes:
-        mine = [one for one in found if one["recipe"] == recipe]
-        fixed = [area(one["exits"], currency, most) for one in mine]
-        areas.append({"recipe": recipe, "policy": "fixed exits", **_spread("area", fixed)})
+        mine = [one["folds"] for one in found if one["recipe"] == recipe]
+        each = range(len(mine[0][0]["exits"]))
+        exits.append({"recipe": recipe, "scores": [_over(mine, "score", _place("exits", e)) for e in each]})
+        areas.append({"recipe": recipe, "policy": "fixed exits", **_area(mine, _place("exits"), currency, most)})
         for policy in settings.policies:
-            fitting = [one["policies"][policy] for one in mine if policy in one["policies"]]
-            if not fitting:
+            if any(policy not in fold["policies"] for folds in mine for fold in folds):
                 continue
-            areas.append(
-                {
-                    "recipe": recipe,
-                    "policy": policy,
-                    **_spread("area", [area(one["curve"], currency, most) for one in fitting]),
-                }
-            )
+            curve = _area(mine, _place("policies", policy, "curve"), currency, most)
+            areas.append({"recipe": recipe, "policy": policy, **curve})
             for number, target in enumerate(settings.speedups):
-                points = [one["targets"][number] for one in fitting]
+                point = _place("policies", policy, "targets", number)
                 table.append(
                     {
                         "recipe": recipe,
                         "policy": policy,
                         "target": target,
-                        "reached": all(point["reached"] for point in points),
-                        **_spread("score", [point["score"] for point in points]),
-                        **_spread("drop", [point["drop"] for point in points]),
-                        **_spread("speedup", [point["speedup"][currency] for point in points]),
+                        "reached": all(point(fold)["reached"] for folds in mine for fold in folds),
+                        **_over(mine, "score", point),
+                        **_over(mine, "drop", point),
+                        **_over(mine, "speedup", _place("policies", policy, "targets", number, "speedup"), currency),
                     }
                 )
-    exits = [
-        {
-            "recipe": recipe,
-            "scores": [
-                _spread("score", [one["exits"][exit]["score"] for one in found if one["recipe"] == recipe])
-                for exit in range(len(next(one for one in found if one["recipe"] == recipe)["exits"]))
-            ],
-        }
-        for recipe in settings.recipes
-    ]
     skipped = {f"{one['recipe']} with {policy}": why for one in found for policy, why in one["skipped"].items()}
-    first = found[0]
     return {
-        "metric": first["metric"],
-        "rows": first["rows"],
+        "metric": found[0]["metric"],
+        "rows": found[0]["rows"],
         "currency": currency,
         "seeds": settings.seeds,
         "exits": exits,
@@ -276,6 +295,28 @@ def summary(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> dict
         "curves": _curves(found, settings),
         "skipped": skipped,
     }
+
+
+Place = Callable[[Fold], Any]
+
+
+def _place(*keys: str | int) -> Place:
+    """What lies at the end of some keys in a fold."""
+
+    def place(fold: Any) -> Any:
+        return reduce(lambda part, key: part[key], keys, fold)
+
+    return place
+
+
+def _over(seeds: Sequence[Sequence[Fold]], name: str, place: Place, key: str | None = None) -> dict[str, float]:
+    """Mean and deviation over seeds of a figure of some place, called `key` there."""
+    return _spread(name, [float(np.mean([place(fold)[key or name] for fold in folds])) for folds in seeds])
+
+
+def _area(seeds: Sequence[Sequence[Fold]], curve: Place, currency: str, most: float) -> dict[str, float]:
+    """Mean and deviation over seeds of the area under some curve."""
+    return _spread("area", [float(np.mean([area(curve(fold), currency, most) for fold in folds])) for folds in seeds])
 
 
 def area(points: Sequence[Mapping[str, Any]], currency: str, most: float) -> float:
@@ -291,10 +332,10 @@ def area(points: Sequence[Mapping[str, Any]], currency: str, most: float) -> flo
 
 
 def _curves(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> list[dict[str, Any]]:
-    """Points of every curve, seed by seed: speed-up and score."""
+    """Points of every curve, seed by seed and fold by fold: speed-up and score."""
     curves = []
-    for one in found:
-        kinds = {"fixed exits": one["exits"], **{name: part["curve"] for name, part in one["policies"].items()}}
+    for one, fold in ((result, fold) for result in found for fold in result["folds"]):
+        kinds = {"fixed exits": fold["exits"], **{name: part["curve"] for name, part in fold["policies"].items()}}
         for policy, points in kinds.items():
             curves.append(
                 {
