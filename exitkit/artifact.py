@@ -28,13 +28,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.model import ExitModel
+from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
 from exitkit.tasks import Task, task
@@ -135,7 +134,7 @@ def read(
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoder = registry.encoder(config.model_type)
     with quiet(), _told(folder / "model.safetensors"):
-        stock, report = AutoModelForSequenceClassification.from_pretrained(
+        stock, report = stock_class(card.task).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     if report["missing_keys"]:

@@ -17,7 +17,7 @@ from exitkit.errors import UsageError, one_of
 
 Currency = Literal["layers", "flops", "time"]
 METRICS = ("accuracy", "f1_macro", "f1_micro", "f1:LABEL", "mcc", "pearson", "spearman", "agreement")
-TASKS = Literal["classification", "regression", "multi-label"]
+TASKS = Literal["classification", "regression", "multi-label", "tagging"]
 
 
 def _speedup(value: Any) -> Any:

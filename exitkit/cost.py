@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from exitkit.encoders.base import LayerCost, linear_cost
 from exitkit.model import ExitModel
 from exitkit.replay import Outcome, Recording
 from exitkit.trace import Trace, Work
+
+Counts = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,29 +71,60 @@ def speedups(trace: Trace, price: Prices) -> dict[str, float]:
 
 
 class ReplayCost:
-    """Work of replayed outcomes, from the lengths of the recorded rows."""
+    """Work of replayed outcomes, from the lengths of the recorded rows.
+
+    Exact where a live run computes what the replay takes for granted; in tagging context tokens count as active as long
+    as their sentence runs, or with `context_halts` until its first word has left.
+    """
 
     def __init__(
-        self, recording: Recording, price: Prices, reads_logits: bool, asks_from: int = 1, probe: int = 0
+        self,
+        recording: Recording,
+        price: Prices,
+        reads_logits: bool,
+        asks_from: int = 1,
+        probe: int = 0,
+        context_halts: bool = False,
     ) -> None:
-        lengths = recording.lengths.numpy().astype(np.float64)
+        def counts(values: Tensor) -> Counts:
+            return values.numpy().astype(np.float64)
+
+        self.price, self.sequences, self.context_halts = price, recording.sequences, context_halts
         self.layer_of_exit = np.asarray(recording.layers)
-        per_layer = np.stack(
-            [(cost.key + cost.query) * lengths + cost.pair * lengths * lengths for cost in price.layers]
-        )  # [L, N]
-        up_to_exit = per_layer.cumsum(axis=0)[self.layer_of_exit - 1]  # [E, N]
+        self.lengths = counts(recording.lengths)  # [S]
+        everyone = np.arange(self.sequences)
+        self.sequence = everyone if recording.sequence is None else recording.sequence.numpy()  # [N]
+        self.tokens = self.lengths if recording.tokens is None else counts(recording.tokens)  # [N]
+        self.context = self.lengths - self._sums(self.tokens, np.ones(recording.units, dtype=bool))  # [S]
         heads = np.asarray(price.heads, dtype=np.float64)
         asked = heads + np.where(np.arange(len(heads)) < len(heads) - 1, probe, 0)  # nobody decides at the last exit
-        paid = np.where(np.arange(len(heads)) < asks_from - 1, 0, asked).cumsum() if reads_logits else heads
-        self._flops: npt.NDArray[np.float64] = up_to_exit + paid[:, None]
-        self._full = float((up_to_exit[-1] + heads[-1]).sum())
-        self._layers = len(price.layers)
+        # [E] heads that a unit has paid for when it leaves
+        self.paid = np.where(np.arange(len(heads)) < asks_from - 1, 0, asked).cumsum() if reads_logits else heads
+        full = sum(_layer(cost, self.lengths, self.lengths) for cost in price.layers)
+        self.full = full + recording.units * float(heads[-1])
 
     def speedups(self, outcome: Outcome) -> dict[str, float]:
         """Layers and flops of an outcome, as `speedups` counts them for a live trace."""
         taken = outcome.exit.numpy() - 1
-        rows = np.arange(len(taken))
+        layers = self.layer_of_exit[taken]  # [N]
+        spent = float(self.paid[taken].sum())
+        for layer, cost in enumerate(self.price.layers, start=1):
+            computing = layers >= layer
+            active = self._sums(self.tokens, computing)
+            runs = active > 0
+            context = runs & ~(self._sums(np.ones_like(self.tokens), ~computing) > 0) if self.context_halts else runs
+            spent += _layer(cost, self.lengths * runs, active + self.context * context)
         return {
-            "layers": self._layers * len(taken) / float(self.layer_of_exit[taken].sum()),
-            "flops": self._full / float(self._flops[taken, rows].sum()),
+            "layers": len(self.price.layers) * len(taken) / float(layers.sum()),
+            "flops": self.full / spent,
         }
+
+    def _sums(self, values: Counts, units: npt.NDArray[np.bool_]) -> Counts:
+        """Sums of [N] values over some units of each sequence: [S]."""
+        sums = np.bincount(self.sequence[units], weights=values[units], minlength=self.sequences)
+        return sums.astype(np.float64)  # without a unit bincount counts, and gives integers
+
+
+def _layer(cost: LayerCost, keys: Counts, queries: Counts) -> float:
+    """Multiply-adds of one layer over sequences with so many keys and queries each."""
+    return float((cost.key * keys + cost.query * queries + cost.pair * queries * keys).sum())

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from exitkit.encoders.base import linear_cost, mean_of_tokens
+from exitkit.encoders.base import linear_cost, mean_of_pieces, mean_of_tokens
 from exitkit.errors import UsageError, one_of
 from exitkit.stream import Stream
 
@@ -18,7 +18,7 @@ class ExitHead(nn.Module):
     """dense → tanh → dropout → linear on a pooled state (DeeBERT's "off-ramp", 2004.12993, section 2.1).
 
     `pooling` is what the head reads of a sequence: `cls` its first token, `mean` the mean of its tokens, `mix` both
-    side by side. In tagging every head reads the first token of a word. DeeBERT and its heirs read [CLS] only, which
+    side by side; in tagging the same of a word and its pieces. DeeBERT and its heirs read [CLS] only, which
     leaves the first exits of encoders that were pre-trained for mean pooling at chance.
     """
 
@@ -41,16 +41,19 @@ class ExitHead(nn.Module):
 
 def pool(stream: Stream, pooling: Pooling, task: str) -> Tensor:
     """What the exit heads read of a stream with finished states: [U, d], for `mix` [U, 2 d]."""
-    if task == "tagging" or pooling == "cls":
+    if pooling == "cls":
         return stream.hidden[stream.anchor]
-    mean = mean_of_tokens(stream)
+    mean = mean_of_pieces(stream) if task == "tagging" else mean_of_tokens(stream)
     return mean if pooling == "mean" else torch.cat([stream.hidden[stream.anchor], mean], dim=-1)
 
 
-def choose_pooling(asked: str) -> Pooling:
-    """`auto` is mean, which was never much worse than [CLS] and often far better at the first exits."""
+def choose_pooling(asked: str, task: str) -> Pooling:
+    """`auto` is mean, which was never much worse than [CLS] and often far better at the first exits.
+
+    In tagging it is `cls`, a word's first piece, which the stock head reads too.
+    """
     if asked == "auto":
-        return "mean"
+        return "cls" if task == "tagging" else "mean"
     if asked not in get_args(Pooling):
         raise UsageError(one_of("pooling", asked, ["auto", *get_args(Pooling)]))
     return asked  # type: ignore[return-value]  # just checked

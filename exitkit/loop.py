@@ -55,7 +55,7 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
         walk.release(exit, layer, stream, decision, leaving, trace)
         if trace.waiting == 0:
             return trace.finish()
-        stream, state = compact(stream, decision.leave, state)
+        stream, state = compact(stream, decision.leave, state, walk.context_halts)
     stream, _ = walk.climb(below, model.exits[walk.last - 1], stream, state, trace)
     walk.conclude(stream, state, trace)
     return trace.finish()
@@ -128,9 +128,9 @@ def missing_probe(name: str, policy: ExitPolicy) -> str:
     return f"policy '{name}' needs a probe that this model does not have; train it with --recipe {policy.trained_by}."
 
 
-def compact(stream: Stream, leave: Tensor, state: State) -> tuple[Stream, State]:
+def compact(stream: Stream, leave: Tensor, state: State, context_halts: bool = False) -> tuple[Stream, State]:
     """Let units go from the stream, and with dropped sequences their rows from the state. Somebody must stay."""
-    rest = halt(stream, stream.live & ~leave)
+    rest = halt(stream, stream.live & ~leave, context_halts)
     assert rest is not None
     stream, units = rest
     return stream, state if units is None else {key: rows[units] for key, rows in state.items()}
@@ -145,6 +145,7 @@ class Walk:
         self.name = schedule.name
         self.has_gates = type(schedule.first).gate is not ExitPolicy.gate
         self.reads = schedule.first.reads
+        self.context_halts = schedule.first.context_halts
         self.reads_heads = reads_heads(schedule.first)
         self.limits = schedule.limits
         self.last = self.limits.last(model.shape.exits)
@@ -212,11 +213,7 @@ class Walk:
             asked = (stream.live if last else stream.live & fresh).nonzero().squeeze(1)
         probed = None
         if last or self.reads_heads:
-            features, logits = self.read(exit, stream, asked)
-            rows = stream.row if asked is None else stream.row[asked]
-            trace.answer(exit, rows, logits)
-            if asked is not None:
-                logits = trace.answers(stream.row)
+            features, logits = self._ask(exit, stream, asked, trace, "answered" in self.reads and not last)
             if features is not None and "probe" in self.reads and self.probe is not None:
                 probed = _spread(self.probe(features), asked, stream.units)
                 trace.probed(features.shape[0], linear_cost(self.probe))
@@ -239,6 +236,27 @@ class Walk:
             key=None if self.keys is None else self.keys[stream.row],
         )
         return seen, asked
+
+    def _ask(
+        self, exit: int, stream: Stream, asked: Tensor | None, trace: Recorder, rescores: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Run the head of an exit for the units in rows `asked` and write down what it says.
+
+        Returns features [n, d] of those units and logits [U, C] of all: of units that are not asked their latest, or
+        if the policy `rescores` them what this exit would say.
+        """
+        if asked is None:
+            features, logits = self.read(exit, stream, None)
+            trace.answer(exit, stream.row, logits)
+            return features, logits
+        if not rescores:
+            features, logits = self.read(exit, stream, asked)
+            trace.answer(exit, stream.row[asked], logits)
+            return features, trace.answers(stream.row)
+        features, logits = self.read(exit, stream, None)
+        trace.answer(exit, stream.row[asked], logits[asked])
+        trace.asked(exit, stream.units - asked.shape[0])
+        return None if features is None else features[asked], logits
 
     def decide(self, seen: Evidence, asked: Tensor | None, state: State) -> tuple[Decision, State]:
         """Ask the policy. Only units that it is asked about can leave, and only their state changes."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from exitkit import metrics
 from exitkit.artifact import Artifact
 from exitkit.cost import Prices, speedups
-from exitkit.data.batches import batches, encode
+from exitkit.data.batches import batches, encode, present
 from exitkit.data.sources import Rows
 from exitkit.data.splits import label_array
 from exitkit.errors import ExitkitError
@@ -21,18 +25,98 @@ from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch
-from exitkit.tasks import Answers, Task, needs_labels
+from exitkit.tagging import OfSums, sentences
+from exitkit.tasks import Answers, Tagging, Task, needs_labels
 from exitkit.trace import Trace
 
+log = logging.getLogger("exitkit")
 
-def on_device(rows: Rows, model: Artifact, batch_size: int) -> list[Batch]:
-    """Rows as padded batches on the model's device, without labels, in order."""
-    encoded = encode(rows, model.tokenizer, model.card.max_length)
-    made = []
-    for batch in batches(encoded, model.tokenizer, batch_size):
-        batch.pop("labels", None)
-        made.append({name: tensor.to(model.model.device) for name, tensor in batch.items()})
-    return made
+
+class Sample:
+    """Rows as a model reads them, and answers of rows out of logits of units.
+
+    Outside of tagging rows are units. In tagging a word that truncation cut off, or that has no token at all, is no
+    unit: it gets the task's fallback tag.
+    """
+
+    def __init__(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, task: Task, device: torch.device
+    ) -> None:
+        self.rows, self.tokenizer, self.task, self.device = rows, tokenizer, task, device
+        encoded = encode(rows, tokenizer, max_length, isinstance(task, Tagging))
+        self.encoded = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
+        self.truth: Answers | None = label_array(rows) if rows.task else None
+        self.words: Words | None = words_of(rows, self.encoded) if isinstance(task, Tagging) else None
+        if isinstance(task, Tagging) and self.words and self.words.lost:
+            log.warning(
+                "%d of %d words have no token (behind token %d of their row, or unknown to the tokenizer): they are "
+                "answered '%s'",
+                self.words.lost,
+                self.words.total,
+                max_length,
+                task.labels[task.fallback],
+            )
+
+    @classmethod
+    def of(cls, rows: Rows, model: Artifact) -> Sample:
+        """Rows as an artifact reads them."""
+        return cls(rows, model.tokenizer, model.card.max_length, model.task, model.model.device)
+
+    def batches(self, size: int) -> list[Batch]:
+        """Padded batches on the model's device, in order."""
+        made = batches(self.encoded, self.tokenizer, size)
+        return [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in made]
+
+    def answers(self, logits: Tensor) -> Answers:
+        """Answers of the rows to logits of the units [U, C]."""
+        of_units = self.task.answers(logits)
+        if self.words is None:
+            return of_units
+        assert isinstance(self.task, Tagging)
+        everything = np.full(self.words.total, self.task.fallback)
+        everything[self.words.seen] = of_units
+        return sentences(np.split(everything, self.words.ends[:-1]))
+
+    def unit_labels(self) -> Answers | None:
+        """Labels of the units [U], or None for unlabelled rows."""
+        if self.words is None or self.truth is None:
+            return self.truth
+        return self.by_unit(self.truth)
+
+    def by_unit(self, answers: Answers) -> Answers:
+        """Answers of rows as answers of units [U]."""
+        return answers if self.words is None else np.concatenate(answers)[self.words.seen]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where the units of sentences stand among all words."""
+
+    ends: npt.NDArray[np.int64]  # [N] words up to and with each sentence
+    seen: npt.NDArray[np.int64]  # [U] place of each unit among all words, end to end
+    row: npt.NDArray[np.int64]  # [U] sentence of each unit
+
+    @property
+    def total(self) -> int:
+        """How many words there are."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def lost(self) -> int:
+        """How many of them the model never sees."""
+        return self.total - len(self.seen)
+
+
+def words_of(rows: Rows, encoded: Dataset) -> Words:
+    """Match the words of rows with their tokens."""
+    kept = [present(owners) for owners in encoded["words"]]
+    given = rows.data["words"][:] if "words" in rows.data.column_names else None
+    counts = [len(words) for words in given] if given is not None else [max(own, default=-1) + 1 for own in kept]
+    ends = np.cumsum(counts, dtype=np.int64)
+    starts = ends - counts
+    seen = [start + np.asarray(own, dtype=np.int64) for start, own in zip(starts, kept, strict=True)]
+    row = np.repeat(np.arange(len(kept)), [len(own) for own in kept])
+    return Words(ends, np.concatenate(seen) if seen else np.zeros(0, dtype=np.int64), row)
 
 
 def full_model(model: Artifact, registry: Registry) -> Schedule:
@@ -92,20 +176,22 @@ def score(
     def of(given: Answers, rows: npt.NDArray[np.int64]) -> float:
         return compare(reference[rows], given[rows])
 
+    if isinstance(compare, OfSums):
+        mine, theirs = compare.counts(reference, answers), compare.counts(reference, full)
+        score_ci = metrics.interval_of_sums(compare.value, mine)
+        drop_ci = metrics.interval_of_sums(lambda a, b: compare.value(b) - compare.value(a), mine, theirs)
+    else:
+        score_ci = metrics.interval(lambda rows: of(answers, rows), len(answers))
+        drop_ci = metrics.interval(lambda rows: of(full, rows) - of(answers, rows), len(answers))
     everyone = np.arange(len(answers))
     return Scored(
         metric=metric,
         score=of(answers, everyone),
         full_score=of(full, everyone),
         agreement=task.agreement(full, answers),
-        score_ci=metrics.interval(lambda rows: of(answers, rows), len(answers)),
-        drop_ci=metrics.interval(lambda rows: of(full, rows) - of(answers, rows), len(answers)),
+        score_ci=score_ci,
+        drop_ci=drop_ci,
     )
-
-
-def truth_of(rows: Rows) -> Answers | None:
-    """Labels as the task stores them, or None for unlabelled rows."""
-    return label_array(rows) if rows.task else None
 
 
 def counted(trace: Trace, price: Prices) -> dict[str, float]:

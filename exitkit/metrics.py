@@ -55,6 +55,16 @@ def _correlation(of: Callable[..., Any], truth: Values, answers: Values) -> floa
     return float(of(truth, answers).statistic)
 
 
+def interval_of_sums(
+    statistic: Callable[..., Values], *counts: Values, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
+    """`interval`, for a statistic of sums over rows: of [N, k] arrays, each summed over the same drawn rows."""
+    rows = len(counts[0])
+    drawn = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples)  # [R, N]
+    low, high = np.percentile(statistic(*(drawn @ one for one in counts)), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def interval(
     statistic: Callable[[npt.NDArray[np.int64]], float], rows: int, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:

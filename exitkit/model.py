@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
@@ -14,7 +15,7 @@ from exitkit.heads import ExitHead, Pooling, pool
 from exitkit.loop import Pass, full_pass
 from exitkit.policy import Shape
 from exitkit.stream import Stream
-from exitkit.tasks import TASKS, Classification
+from exitkit.tasks import TASKS, Classification, Tagging
 
 
 class ExitModel(nn.Module):
@@ -126,10 +127,16 @@ class ExitModel(nn.Module):
         }
 
 
+def stock_class(kind: str) -> Any:
+    """The class of transformers whose head answers a kind of task."""
+    return AutoModelForTokenClassification if kind == Tagging.kind else AutoModelForSequenceClassification
+
+
 def _kind(stock: PreTrainedModel) -> str:
     """The kind of task that a sequence classifier was made for; config.json may leave it out."""
     problem = stock.config.problem_type
-    return next((kind for kind, task in TASKS.items() if task.problem_type == problem), Classification.kind)
+    known = (kind for kind, task in TASKS.items() if problem is not None and task.problem_type == problem)
+    return next(known, Classification.kind)
 
 
 def head_dropout(stock: PreTrainedModel) -> float:

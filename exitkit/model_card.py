@@ -58,7 +58,7 @@ def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[st
     source = str(card.data["source"])
     front: dict[str, Any] = {
         "library_name": "exitkit",
-        "pipeline_tag": "token-classification" if card.task == "tagging" else "text-classification",
+        "pipeline_tag": _pipeline(card),
         "tags": ["early-exit", "exitkit", "transformers", card.task],
     }
     if _on_hub(base):
@@ -76,6 +76,11 @@ def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[st
     front["model-index"] = [{"name": name, "results": [result]}]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     return "\n".join(["---", head, "---", MARK, "", f"# {name}", "", *_body(name, card, base, metrics, policies), ""])
+
+
+def _pipeline(card: Card) -> str:
+    """The name that transformers and the hub give such a task."""
+    return "token-classification" if card.task == "tagging" else "text-classification"
 
 
 def _on_hub(name: str) -> bool:
@@ -105,7 +110,7 @@ def _body(name: str, card: Card, base: str, metrics: Mapping[str, Any], policies
         "```python",
         "from transformers import pipeline",
         "",
-        f'pipeline("text-classification", "{name}")("a text")',
+        f'pipeline("{_pipeline(card)}", "{name}")("a text")',
         "```",
         "",
         "## Exits",

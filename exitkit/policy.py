@@ -93,8 +93,8 @@ class ExitPolicy(ABC):
     """The contract this policy is written for."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"logits"})
-    """What decisions look at: "logits", "probe", "key". An exit whose logits and probe nobody reads runs its head only
-    for leavers."""
+    """What decisions look at: "logits", "probe", "key", "answered". An exit whose logits and probe nobody reads runs
+    its head only for leavers. With "answered" it is run for answered words too, whose `logits` then are this exit's."""
 
     rewrites: ClassVar[bool] = False
     """Whether decisions change states that later exits read (gates, halted words). Such a policy cannot be replayed
@@ -103,6 +103,10 @@ class ExitPolicy(ABC):
     together: ClassVar[bool] = False
     """Whether all units of a sequence leave at the same exit. In tagging other policies let words leave one by one,
     which changes what the words that stay read, and needs a family whose words can halt."""
+
+    context_halts = False
+    """In tagging: whether tokens of no word, such as [CLS] and [SEP], stop computing once a word of their sentence has
+    its answer; else they compute as long as the sentence runs. A policy may make it a setting."""
 
     trained_by: ClassVar[str | None] = None
     """The recipe that trains `probe`."""

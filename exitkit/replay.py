@@ -18,23 +18,31 @@ from exitkit.loop import full_pass, keys, missing_probe
 from exitkit.model import ExitModel
 from exitkit.policy import Evidence, Shape
 from exitkit.settings import Schedule
-from exitkit.stream import Batch
+from exitkit.stream import Batch, units_of
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What every exit said about every unit, and how long its sequence is. Sequence units only."""
+    """What every exit said about every unit, and where the units stand."""
 
     logits: Tensor  # [E, N, C] fp32
-    lengths: Tensor  # [N] tokens
+    lengths: Tensor  # [S] tokens of each sequence
     shape: Shape
     layers: tuple[int, ...]  # layer of each exit, from 1
     probes: Mapping[str, Tensor] = field(default_factory=dict)  # by policy: [E−1, N, p]
     keys: Tensor | None = None  # [N]
+    sequence: Tensor | None = None  # [N] sequence of each unit, ascending; None where units are sequences
+    place: Tensor | None = None  # [N] its place there
+    tokens: Tensor | None = None  # [N] its tokens
 
     @property
-    def rows(self) -> int:
+    def units(self) -> int:
         """N."""
+        return self.logits.shape[1]
+
+    @property
+    def sequences(self) -> int:
+        """S."""
         return self.lengths.shape[0]
 
 
@@ -45,6 +53,13 @@ class Outcome:
     logits: Tensor  # [N, C]
     exit: Tensor  # [N] from 1
 
+    def of_sequences(self, recording: Recording) -> Tensor:
+        """The exit after which a sequence is done [S], from 1: the last of its units'."""
+        if recording.sequence is None:
+            return self.exit
+        first = torch.ones(recording.sequences, dtype=self.exit.dtype)
+        return first.scatter_reduce(0, recording.sequence, self.exit, "amax")
+
 
 @torch.inference_mode()
 def record(model: ExitModel, batches: Iterable[Batch], readers: Iterable[str] = ()) -> Recording:
@@ -53,12 +68,22 @@ def record(model: ExitModel, batches: Iterable[Batch], readers: Iterable[str] = 
     `model` in evaluation mode, batches on its device.
     """
     logits, lengths, seen = [], [], []
+    sequence: list[Tensor] = []
+    place: list[Tensor] = []
+    tokens: list[Tensor] = []
+    sequences = 0
     probes: dict[str, list[Tensor]] = {name: [] for name in readers}
     for batch in batches:
         passed = full_pass(model, batch)
         logits.append(passed.logits.float().cpu())
         lengths.append(batch["attention_mask"].sum(dim=1).cpu())
         seen.append(keys(batch).cpu())
+        if "words" in batch:
+            units = units_of(batch)
+            sequence.append(units.sequence.cpu() + sequences)
+            place.append(units.place.cpu())
+            tokens.append(units.tokens.cpu())
+            sequences += len(lengths[-1])
         for name, found in probes.items():
             found.append(torch.stack([model.probes[name](one) for one in passed.features]).float().cpu())
     if not logits:
@@ -70,13 +95,18 @@ def record(model: ExitModel, batches: Iterable[Batch], readers: Iterable[str] = 
         model.exits,
         {name: torch.cat(found, dim=1) for name, found in probes.items()},
         torch.cat(seen),
+        *(torch.cat(part) if part else None for part in (sequence, place, tokens)),
     )
 
 
 @torch.inference_mode()
 def replay(recording: Recording, schedule: Schedule) -> Outcome:
-    """What a schedule would answer, and where. Equal to a live run, but for ties within rounding of a threshold."""
-    shape, units = recording.shape, recording.rows
+    """What a schedule would answer, and where.
+
+    Equal to a live run, but for ties within rounding of a threshold, unless the policy changes later states: then it is
+    a guess, which takes all states as the full model has them.
+    """
+    shape, units = recording.shape, recording.units
     state = contract.start(schedule.name, schedule.first, units, recording.logits.device)
     limits = schedule.limits
     said_of = recording.probes.get(schedule.name)
@@ -87,9 +117,12 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
     taken = torch.full((units,), last)
     live = torch.ones(units, dtype=torch.bool)
     everyone = torch.ones(units, dtype=torch.bool)
-    sequence = torch.arange(units)
-    place = torch.zeros_like(sequence)
+    sequence = torch.arange(units) if recording.sequence is None else recording.sequence
+    place = torch.zeros_like(sequence) if recording.place is None else recording.place
     for exit in range(schedule.asks_from, last + 1):
+        said_now = limits.temper(exit, recording.logits[exit - 1])
+        if recording.sequence is not None and exit < last:
+            said_now = torch.where(live[:, None], said_now, answers)
         seen = Evidence(
             exit=exit,
             exits=shape.exits,
@@ -97,7 +130,7 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
             layers=shape.layers,
             labels=shape.labels,
             task=shape.task,
-            logits=limits.temper(exit, recording.logits[exit - 1]),
+            logits=said_now,
             live=live,
             fresh=everyone,
             sequence=sequence,

@@ -77,10 +77,21 @@ def schedule(
     steps = []
     for exit in range(shape.exits):
         now = {key: value[min(exit, len(value) - 1)] if key in varying else value for key, value in complete.items()}
-        steps.append(policy(**now))
+        try:
+            steps.append(policy(**now))
+        except ValueError as error:
+            raise UsageError(f"policy '{name}': {error}.") from None
     usual = {key for key, value in complete.items() if key not in declared and value == _usual(fields[key])}
     told = {key: value for key, value in complete.items() if key not in usual}
     return Schedule(name, told, tuple(steps), limits)
+
+
+def rewrites(policy: type[ExitPolicy], shape: Shape) -> bool:
+    """Whether a policy's decisions change what later exits of such a model read, so that a replay is only a guess.
+
+    In tagging every policy that lets words leave one by one does: those that stay see the others as they left.
+    """
+    return policy.rewrites or (shape.task == "tagging" and not policy.together)
 
 
 def _default(policy: str, field: dataclasses.Field[Any]) -> Any:

@@ -116,6 +116,31 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     return Tokens(ids=flat(ids), types=None if types is None else flat(types), position=position), stream
 
 
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The units of a batch in its own order."""
+
+    sequence: Tensor  # [U] row of the batch that each unit belongs to
+    place: Tensor  # [U] its place there
+    tokens: Tensor  # [U] how many tokens it has
+
+
+def units_of(batch: Batch) -> Units:
+    """Which units a padded batch holds."""
+    words, mask = batch.get("words"), batch["attention_mask"]
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    if words is None:
+        return Units(rows, torch.zeros_like(rows), mask.sum(dim=1))
+    before = torch.nn.functional.pad(words, (1, 0), value=-2)[:, :-1]
+    first = (words >= 0) & (words != before)
+    counts = first.sum(dim=1)
+    unit = (first.flatten().cumsum(0) - 1)[(words >= 0).flatten()]
+    sequence = rows.repeat_interleave(counts)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(sequence), device=mask.device) - starts[sequence]
+    return Units(sequence, place, torch.bincount(unit, minlength=len(sequence)))
+
+
 def _sequences_as_units(sequence_of: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Tensor]:
     return {
         "owner": sequence_of,
@@ -193,11 +218,12 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
     return Selection(part, tokens, units)
 
 
-def halt(stream: Stream, live: Tensor) -> tuple[Stream, Tensor | None] | None:
+def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Stream, Tensor | None] | None:
     """Let units go: `live` [U] is False for those with an answer.
 
     A sequence without a live unit is dropped. In the others the tokens of answered units stop computing and go on as
-    keys and values; context tokens stay active as long as their sequence runs. Reads one small table from the device.
+    keys and values; context tokens stay active as long as their sequence runs or, with `context_halts`, until the first
+    of its words has left. Reads one small table from the device.
 
     Returns:
         The stream that goes on and the rows of the units in it (None = all of them), or None when nobody is left.
@@ -208,13 +234,13 @@ def halt(stream: Stream, live: Tensor) -> tuple[Stream, Tensor | None] | None:
             return None
         part = select(replace(stream, live=live), keep)
         return part.stream, part.units
-    awake = torch.where(stream.owner >= 0, live[stream.owner], True)  # [T]
-    live_units, awake_tokens = torch.stack(
-        [
-            _count(live, stream.sequence, stream.sequences),
-            _count(awake, _sequence_of(stream.lengths, live.device), stream.sequences),
-        ]
-    ).tolist()
+    sequence_of = _sequence_of(stream.lengths, live.device)
+    waiting = _count(live, stream.sequence, stream.sequences)  # [S]
+    context: Tensor | bool = True
+    if context_halts:
+        context = (waiting == _count(torch.ones_like(live), stream.sequence, stream.sequences))[sequence_of]
+    awake = torch.where(stream.owner >= 0, live[stream.owner], context)  # [T]
+    live_units, awake_tokens = torch.stack([waiting, _count(awake, sequence_of, stream.sequences)]).tolist()
     keep = [count > 0 for count in live_units]
     if not any(keep):
         return None

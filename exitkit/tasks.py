@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from exitkit import metrics
+from exitkit import metrics, tagging
 from exitkit.errors import UsageError, one_of
 
 Answers = npt.NDArray[Any]
-"""What a task says of units: class numbers [N], values [N], or membership in classes [N, C]."""
+"""What a task says of rows: class numbers [N], values [N], membership in classes [N, C], or in tagging an object array
+[N] with the tag numbers of each sentence."""
 
 Metric = Callable[[Answers, Answers], float]
 """metric(truth, answers)"""
@@ -37,8 +38,8 @@ class Task(ABC):
     labels: tuple[str, ...]  # class names in order of their numbers; empty in regression
 
     kind: ClassVar[str]
-    problem_type: ClassVar[str]
-    """The word that transformers uses in config.json."""
+    problem_type: ClassVar[str | None]
+    """The word that transformers uses in config.json; None where its classifiers are another class."""
     default_policy: ClassVar[str]
     scores: ClassVar[Mapping[str, Metric]]
     """Metrics by name; the first is the default. `f1:LABEL` is one more wherever there are labels."""
@@ -106,7 +107,7 @@ class Classification(Task):
     """One of C classes."""
 
     kind: ClassVar[str] = "classification"
-    problem_type: ClassVar[str] = "single_label_classification"
+    problem_type: ClassVar[str | None] = "single_label_classification"
     default_policy: ClassVar[str] = "entropy"
     scores: ClassVar[Mapping[str, Metric]] = {
         "accuracy": metrics.accuracy,
@@ -231,7 +232,63 @@ class Regression(Task):
         return str(np.float32(label))
 
 
-TASKS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, Regression, MultiLabel)}
+@dataclass(frozen=True)
+class Tagging(Classification):
+    """One of C tags for every word; a label is the list of a sentence's tags."""
+
+    kind: ClassVar[str] = "tagging"
+    problem_type: ClassVar[str | None] = None
+    default_policy: ClassVar[str] = "token-window"
+    scores: ClassVar[Mapping[str, Metric]] = {}
+
+    @property
+    def scheme(self) -> str | None:
+        """How spans are written in the tags (IOB2, IOBES, BILOU); None where tags are plain."""
+        return tagging.scheme_of(self.labels)
+
+    @property
+    def fallback(self) -> int:
+        """The tag of a word that the model never sees: O, else the first."""
+        return self.labels.index(tagging.OUTSIDE) if tagging.OUTSIDE in self.labels else 0
+
+    @property
+    def default_metric(self) -> str:
+        """Strict F1 of spans where the tags write spans, else the share of words with the right tag."""
+        return "span_f1" if self.scheme else "accuracy"
+
+    def metric(self, name: str) -> Metric:
+        """The metric of a name; `f1:LABEL` is of a kind of span, or of a tag."""
+        labels, scheme = self.labels, self.scheme
+        kinds = sorted({label.partition("-")[2] for label in labels if label != tagging.OUTSIDE}) if scheme else []
+        found: dict[str, Metric] = {
+            "accuracy": tagging.word_accuracy(),
+            "agreement": tagging.word_accuracy(),
+            "f1_macro": tagging.word_f1_macro(len(labels)),
+        }
+        if scheme:
+            found["span_f1"] = tagging.span_f1(labels, scheme)
+        if name in found:
+            return found[name]
+        wanted = name.removeprefix("f1:")
+        if not name.startswith("f1:"):
+            plain = " The tags are plain: there are no spans." if name == "span_f1" else ""
+            raise UsageError(f"--metric: for tagging: {one_of('metric', name, [*found, 'f1:LABEL'])}{plain}")
+        if scheme and wanted in kinds:
+            return tagging.span_f1(labels, scheme, wanted)
+        if wanted in labels:
+            return tagging.word_f1(labels.index(wanted))
+        raise UsageError("--metric: " + one_of("label", wanted, [*kinds, *labels]))
+
+    def agreement(self, some: Answers, others: Answers) -> float:
+        """Share of words with the same tag."""
+        return tagging.word_accuracy()(some, others)
+
+    def spelled(self, label: Any) -> str:
+        """The tags of a sentence, each on a line; of a single word the tag."""
+        return "\n".join(self.labels[number] for number in np.atleast_1d(label))
+
+
+TASKS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, Regression, MultiLabel, Tagging)}
 
 
 def task(kind: str, labels: Sequence[str]) -> Task:
@@ -255,6 +312,8 @@ def balanced(labels: Answers, task: Task) -> Tensor:
     """
     if not task.labels:
         raise UsageError("--class-weights: regression has no classes to weigh.")
+    if labels.dtype == object:
+        labels = np.concatenate(labels)
     if labels.ndim == 2:
         counts = labels.sum(axis=0).astype(float)
         weights = (len(labels) - counts) / np.maximum(counts, 1)

@@ -278,7 +278,7 @@ def _check_replay(policy: type[ExitPolicy], name: str, held: dict[str, Any], sha
         for size in (1, 7, 24):
             batches = [
                 {key: value[start : start + size] for key, value in rows.items()}
-                for start in range(0, recorded.rows, size)
+                for start in range(0, recorded.sequences, size)
             ]
             trace = Trace.join([run(model, batch, plan) for batch in batches])
             assert torch.equal(trace.exit, outcome.exit), f"{name}: {plan.settings} exits otherwise live than replayed"

@@ -94,6 +94,10 @@ class Recorder:
         self._heads[exit - 1] += logits.shape[0]
         self._logits.index_copy_(0, rows, logits.float())
 
+    def asked(self, exit: int, units: int) -> None:
+        """The head of an exit was run for so many more units, whose answers stay as they are."""
+        self._heads[exit - 1] += units
+
     def probed(self, units: int, cost: int) -> None:
         """A policy's own module ran for so many units, at so many multiply-adds each."""
         self._probes += units * cost

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
     {"errors", "policy", "hookspecs", "config", "progress", "metrics"},
-    {"limits"},
+    {"limits", "tagging"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},
     {"heads", "trace", "recipe", "runtime", "clock"},
     {"loop", "data"},

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 import exitkit
 from exitkit.data.sources import read
 from exitkit.loop import run
-from exitkit.measure import full_model, on_device
+from exitkit.measure import Sample, full_model
 from exitkit.settings import schedule
 from exitkit.trace import Trace
 
@@ -41,7 +41,7 @@ def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def validation(predictor: exitkit.prediction.predictor.Predictor, batch_size: int) -> list[dict[str, torch.Tensor]]:
     rows = read(str(FOLDER / "data/sst2"), "validation[:96]", task=predictor.artifact.task)
-    return on_device(rows, predictor.artifact, batch_size)
+    return Sample.of(rows, predictor.artifact).batches(batch_size)
 
 
 def test_the_saved_folder_is_a_plain_checkpoint_that_answers_like_the_last_exit(sst2: Path) -> None:

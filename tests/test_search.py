@@ -19,7 +19,7 @@ from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import read
 from exitkit.errors import UsageError
 from exitkit.loop import run
-from exitkit.measure import on_device
+from exitkit.measure import Sample
 from exitkit.plugins import Plugin, installed
 from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy, reads_heads
 from exitkit.prediction.predictor import Predictor
@@ -183,7 +183,7 @@ def test_a_policys_probe_is_saved_with_the_model_and_decides(trained: Path, tmp_
     registry.add("policy", "probed", Probed, Plugin("test", "test", "test", "0"))
     model = artifact.read(trained, registry)
     model.model.probes["probed"] = Probed.probe(model.model.shape)
-    rows = on_device(read("demo:reviews", "validation[:40]"), model, 40)[0]
+    rows = Sample.of(read("demo:reviews", "validation[:40]"), model).batches(40)[0]
     with torch.no_grad():  # half of the rows leave at the first exit
         stream = embedded(model.model, rows)
         features, _ = model.model.read(1, stream.carrying(model.model.encoder.layer(0, stream)))

@@ -20,7 +20,7 @@ from exitkit.calibration.study import Study
 from exitkit.cost import ReplayCost
 from exitkit.data.columns import USUAL
 from exitkit.data.sources import Rows, read
-from exitkit.measure import score, truth_of
+from exitkit.measure import score
 from exitkit.plugins import installed
 from exitkit.replay import replay
 
@@ -39,8 +39,8 @@ def threshold_for(study: Study, target: float) -> dict[str, Any]:
 def tried(study: Study, settings: dict[str, Any]) -> dict[str, Any]:
     """A setting on the rows of a study."""
     outcome = replay(study.recording, study.plan("entropy", settings))
-    answers = model.task.answers(outcome.logits)
-    scored = score(model.task, "accuracy", truth_of(study.rows), answers, study.full)
+    answers = study.sample.answers(outcome.logits)
+    scored = score(model.task, "accuracy", study.truth, answers, study.full)
     cost = ReplayCost(study.recording, study.price, reads_logits=True).speedups(outcome)
     return {**cost, "loss": scored.full_score - scored.score, "loss_ci": scored.drop_ci}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from exitkit import artifact, contract, loop
 from exitkit.data.sources import read
-from exitkit.measure import full_model, on_device
+from exitkit.measure import Sample, full_model
 from exitkit.plugins import installed
 from exitkit.settings import schedule
 from exitkit.trace import Trace
@@ -23,7 +23,7 @@ ROUNDS = 5
 folder, data, split, threshold, size = sys.argv[1:]
 registry = installed()
 model = artifact.read(Path(folder), registry)
-batches = on_device(read(data, split, task=model.task), model, int(size))[:200]
+batches = Sample.of(read(data, split, task=model.task), model).batches(int(size))[:200]
 plans = {
     "exits": schedule("entropy", registry.policy("entropy"), {"threshold": float(threshold)}, model.model.shape),
     "full": full_model(model, registry),

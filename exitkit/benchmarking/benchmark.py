@@ -24,7 +24,7 @@ from exitkit.data.sources import Origin, Rows, read, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
 from exitkit.loop import run
-from exitkit.measure import full_model, on_device, run_all, score, truth_of
+from exitkit.measure import Sample, full_model, run_all, score
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
 from exitkit.settings import Schedule
@@ -131,19 +131,20 @@ def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
     metric = chosen_metric(settings.metric, model, rows)
     taking_part = contenders(model, registry, settings, rows)
     fixed = fixed_exits(model, registry)
-    price, truth, exits = prices(model.model), truth_of(rows), model.model.shape.exits
-    batches = on_device(rows, model, max(settings.batch_size))
-    full = model.task.answers(run_all(model, batches, full_model(model, registry), "full model").logits)
+    price, exits = prices(model.model), model.model.shape.exits
+    sample = Sample.of(rows, model)
+    batches = sample.batches(max(settings.batch_size))
+    full = sample.answers(run_all(model, batches, full_model(model, registry), "full model").logits)
     lengths = torch.cat([batch["attention_mask"].sum(dim=1).cpu() for batch in batches]).numpy()
-    judged = Judged(rows, model.task, lengths, full, truth)
+    judged = Judged(sample, lengths, full)
     plans = {contender.key: contender.plan for contender in taking_part} | fixed
     results: dict[str, dict[str, Any]] = {}
     for key, plan in plans.items():
         trace = run_all(model, batches, plan, key)
-        answers = model.task.answers(trace.logits)
+        answers = sample.answers(trace.logits)
         results[key] = {
             "counted": speedups(trace, price),
-            **score(model.task, metric, truth, answers, full).as_dict(),
+            **score(model.task, metric, sample.truth, answers, full).as_dict(),
             "exit_histogram": trace.histogram(exits),
             "breakdown": breakdown(judged, answers, trace.exit.numpy(), exits),
         }
@@ -155,7 +156,7 @@ def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
 
 def _time(entries: Sequence[Entry], batch_size: int, rounds: int, device: torch.device) -> tuple[Times, dict[str, Any]]:
     """Everything that runs on any of the artifacts, in turn; a batch is a number, the same rows for all."""
-    batches = [on_device(entry.rows, entry.model, batch_size) for entry in entries]
+    batches = [Sample.of(entry.rows, entry.model).batches(batch_size) for entry in entries]
     numbers = list(range(len(batches[0])))
     if len(numbers) > MOST_TIMED:
         numbers = np.linspace(0, len(numbers) - 1, MOST_TIMED).astype(int).tolist()
@@ -181,7 +182,8 @@ def _exits(entry: Entry, batches: Sequence[Batch], plan: Schedule) -> clock.Runn
 def _plain(entry: Entry, batches: Sequence[Batch]) -> clock.Runner:
     def answer(number: int) -> torch.Tensor:
         with torch.inference_mode():
-            logits: torch.Tensor = entry.model.model.stock(**batches[number]).logits
+            batch = {name: tensor for name, tensor in batches[number].items() if name != "words"}
+            logits: torch.Tensor = entry.model.model.stock(**batch).logits
             return logits
 
     return answer

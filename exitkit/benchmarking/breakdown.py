@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from exitkit.data.sources import Rows
+from exitkit.measure import Sample
 from exitkit.tasks import Answers, Task
 
 MOST_SHOWN = 100
@@ -21,15 +22,33 @@ LENGTHS = (0.25, 0.5, 0.75)  # quantiles between which rows count as alike
 class Judged:
     """The rows of a benchmark and what the full model says of them."""
 
-    rows: Rows
-    task: Task
-    lengths: npt.NDArray[np.int64]  # [N] tokens
-    full: Answers
-    truth: Answers | None
+    sample: Sample
+    row_lengths: npt.NDArray[np.int64]  # [N] tokens of each row
+    row_full: Answers  # the full model's, row by row
+
+    @property
+    def task(self) -> Task:
+        """What is answered."""
+        return self.sample.task
+
+    @property
+    def row(self) -> npt.NDArray[np.int64]:
+        """[U] the row of each unit."""
+        return np.arange(len(self.row_lengths)) if self.sample.words is None else self.sample.words.row
+
+    @cached_property
+    def full(self) -> Answers:
+        """[U] the full model's answers, unit by unit."""
+        return self.sample.by_unit(self.row_full)
+
+    @cached_property
+    def truth(self) -> Answers | None:
+        """[U] labels, unit by unit."""
+        return self.sample.unit_labels()
 
     @property
     def reference(self) -> Answers:
-        """What answers are compared with: labels, or the full model where there are none."""
+        """[U] what answers are compared with: labels, or the full model where there are none."""
         return self.full if self.truth is None else self.truth
 
 
@@ -38,8 +57,8 @@ def breakdown(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64], ex
 
     Args:
         judged: the rows.
-        answers: of the run.
-        taken: [N] exit of each row, from 1.
+        answers: of the run, row by row.
+        taken: [U] exit of each unit, from 1.
         exits: E.
 
     Returns:
@@ -47,6 +66,7 @@ def breakdown(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64], ex
         share of the rows per exit, score and the full model's score) and `changed`.
     """
     task = judged.task
+    answers = judged.sample.by_unit(answers)
     mine, full = (task.unit_scores(judged.reference, given) for given in (answers, judged.full))
 
     def part(name: str, rows: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -67,16 +87,16 @@ def breakdown(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64], ex
         "measure": kind if judged.truth is not None else kind.replace("right", "equal to the full model"),
         "by_exit": parts({f"exit {exit}": taken == exit for exit in range(1, exits + 1)}),
         "by_class": parts(_classes(judged)),
-        "by_length": parts(_lengths(judged.lengths)),
-        "by_group": parts(_groups(judged.rows)),
+        "by_length": parts(_lengths(judged.row_lengths[judged.row])),
+        "by_group": parts(_groups(judged)),
         "changed": changed(judged, answers, taken),
     }
 
 
 def changed(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """The rows that the run answers otherwise than the full model; at most `MOST_SHOWN` are shown, spread evenly.
+    """The units that the run answers otherwise than the full model; at most `MOST_SHOWN` are shown, spread evenly.
 
-    In regression, the rows with the largest differences.
+    In regression, the rows with the largest differences. `answers` is unit by unit.
     """
     task, truth = judged.task, judged.truth
     if task.kind == "regression":
@@ -91,12 +111,9 @@ def changed(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64]) -> d
         mine, full = (task.unit_scores(truth[rows], given[rows]) for given in (answers, judged.full))
         found["became_wrong"], found["became_right"] = int((mine < full).sum()), int((mine > full).sum())
     shown = rows if len(rows) <= MOST_SHOWN else rows[np.linspace(0, len(rows) - 1, MOST_SHOWN).astype(int)]
-    data = judged.rows.data
     found["shown"] = [
         {
-            "row": int(row),
-            "text": data[int(row)]["text"],
-            **({"text_pair": data[int(row)]["text_pair"]} if judged.rows.pair else {}),
+            **_context(judged, int(row)),
             "full": _spelled(task, judged.full[row]),
             "answer": _spelled(task, answers[row]),
             "truth": None if truth is None else _spelled(task, truth[row]),
@@ -104,6 +121,19 @@ def changed(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64]) -> d
         }
         for row in shown
     ]
+    return found
+
+
+def _context(judged: Judged, unit: int) -> dict[str, Any]:
+    """The row of a unit, and in tagging which word it is."""
+    row = int(judged.row[unit])
+    rows = judged.sample.rows
+    data = rows.data[row]
+    found = {"row": row, "text": data["text"], **({"text_pair": data["text_pair"]} if rows.pair else {})}
+    words = judged.sample.words
+    if words is not None:
+        number = int(words.seen[unit] - (words.ends[row - 1] if row else 0))
+        found["word"] = data["words"][number] if "words" in data else number
     return found
 
 
@@ -128,10 +158,11 @@ def _lengths(lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]
     }
 
 
-def _groups(rows: Rows) -> dict[str, npt.NDArray[np.bool_]]:
-    if "group" not in rows.data.column_names:
+def _groups(judged: Judged) -> dict[str, npt.NDArray[np.bool_]]:
+    data = judged.sample.rows.data
+    if "group" not in data.column_names:
         return {}
-    names = np.asarray(rows.data["group"][:])
+    names = np.asarray(data["group"][:])[judged.row]
     known, counts = np.unique(names, return_counts=True)
     most = sorted(known[np.argsort(-counts)][:MOST_GROUPS].tolist())
     return {str(name): names == name for name in most}

@@ -63,7 +63,8 @@ def calibrate(
     limits = Limits.from_dict({"min_exit": settings.min_exit, "never_early": settings.never_early}, labels)
     limits.check(name, registry.policy(name), model.model.shape)
     study = Study(model, registry, rows, metric, settings.batch_size, limits)
-    fitted = temperature.fit(study.recording.logits, study.truth, study.task) if settings.temperature else None
+    labels_of_units = study.sample.unit_labels()
+    fitted = temperature.fit(study.recording.logits, labels_of_units, study.task) if settings.temperature else None
     if fitted:
         study.limits = replace(limits, temperatures=fitted.values)
     found = study.candidates(name, held, settings.currency)
@@ -142,7 +143,7 @@ def confirm(
     """
     tried: list[Live] = []
     corrected = list(found)
-    for _ in range(MOST_LIVE_RUNS if currency == "time" or _rewrites(study, name) else 1):
+    for _ in range(MOST_LIVE_RUNS if currency == "time" or study.rewrites(name) else 1):
         chosen = study.settled(search.pick(corrected, currency, target), name)
         live = study.live(name, chosen)
         tried.append(live)
@@ -160,10 +161,6 @@ def confirm(
     else:
         best = max(tried, key=lambda live: live.speedup[currency])
     return best, corrected
-
-
-def _rewrites(study: Study, name: str) -> bool:
-    return study.registry.policy(name).rewrites
 
 
 def _confirm(
@@ -208,7 +205,7 @@ def _confirm(
 def _per_exit(study: Study, name: str, found: list[Candidate], settings: CalibrateConfig) -> list[Candidate]:
     """Candidates with a threshold per exit beside those with a common one."""
     policy, currency, target = study.registry.policy(name), settings.currency, settings.target_speedup
-    if policy.rewrites:
+    if study.rewrites(name):
         raise UsageError(f"--per-exit: policy '{name}' changes later states, so its exits cannot be set one by one.")
     if target is None:
         assert settings.max_drop is not None
@@ -250,7 +247,7 @@ def _store(
 ) -> None:
     entry = {
         "chosen": {
-            "settings": live.candidate.settings,
+            "settings": dict(live.candidate.settings),
             "target_speedup": settings.target_speedup,
             "speedup": dict(live.speedup),
             "score": live.scored.score,

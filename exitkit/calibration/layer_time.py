@@ -131,12 +131,13 @@ class PredictedTime:
         self, recording: Recording, times: LayerTimes, batch_size: int, reads_logits: bool, asks_from: int = 1
     ) -> None:
         self.times = times
+        self.recording = recording
         self.reads_logits = reads_logits
         self.asks_from = asks_from
         self.layers = recording.layers
         self.lengths = recording.lengths.numpy().astype(np.float64)
-        self.starts = np.arange(0, recording.rows, batch_size)
-        everyone, tokens = self._counts(np.ones(recording.rows, dtype=bool))
+        self.starts = np.arange(0, recording.sequences, batch_size)
+        everyone, tokens = self._counts(np.ones(recording.sequences, dtype=bool))
         self._embed = float(times.embed(everyone, tokens).sum())
         self.full = (
             self._embed
@@ -146,7 +147,7 @@ class PredictedTime:
 
     def seconds(self, outcome: Outcome) -> float:
         """Of one setting."""
-        taken = outcome.exit.numpy()
+        taken = outcome.of_sequences(self.recording).numpy()
         total, below = self._embed, 0
         for exit, layer in enumerate(self.layers, start=1):
             sequences, tokens = self._counts(taken >= exit)

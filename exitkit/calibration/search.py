@@ -65,7 +65,7 @@ def candidates(
     """
     free = [knob for knob in knobs(policy, shape.task) if knob.name not in held]
     discrete = [knob for knob in free if knob.kind is int or knob.choices is not None]
-    real = [knob for knob in free if knob.kind is float]
+    real = [knob for knob in free if knob.kind is float and knob.choices is None]
     for ignored in real[1:]:
         log.warning("policy.%s.%s keeps its default; set it to try another value", name, ignored.name)
     grids = [_values(knob, shape) for knob in discrete]
@@ -116,6 +116,13 @@ def better(found: Sequence[Candidate], chosen: Candidate, currency: str) -> Cand
         if c.speedup[currency] > enough and c.score >= chosen.score and not torch.equal(c.taken, chosen.taken)
     ]
     return max(faster, key=lambda c: c.speedup[currency], default=None)
+
+
+def spread(found: Sequence[Candidate], currency: str, points: int) -> list[Candidate]:
+    """At most `points` settings, evenly over the speed-ups that can be had, the best scoring of those near each."""
+    low, high = min(c.speedup[currency] for c in found), max(c.speedup[currency] for c in found)
+    chosen = [pick(found, currency, float(target)) for target in np.geomspace(max(low, 1.0), max(high, 1.0), points)]
+    return list({id(candidate): candidate for candidate in chosen}.values())
 
 
 def frontier(found: Sequence[Candidate], currency: str, points: int = 40) -> list[Candidate]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from exitkit import clock
 from exitkit.artifact import Artifact
@@ -17,17 +19,19 @@ from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
 from exitkit.limits import NONE, Limits
 from exitkit.loop import run
-from exitkit.measure import Scored, full_model, on_device, run_all, score, truth_of
+from exitkit.measure import Sample, Scored, full_model, run_all, score
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
 from exitkit.replay import record, replay
-from exitkit.settings import Schedule, schedule
+from exitkit.settings import Schedule, rewrites, schedule
 from exitkit.tasks import needs_labels
 from exitkit.trace import Trace
 
 TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
 ROUNDS = 3
+GUESSES = 60  # values of a real-valued knob that are replayed to guess what is worth a run
+MOST_LIVE = 24  # settings that are run
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Study:
     ) -> None:
         self.model, self.registry, self.rows, self.metric = model, registry, rows, metric
         self.task = model.task
-        self.batches = on_device(rows, model, batch_size)
+        self.sample = Sample.of(rows, model)
+        self.batches = self.sample.batches(batch_size)
         with bar("recording exits", len(self.batches)) as advance:
 
             def counted() -> Any:
@@ -66,57 +71,78 @@ class Study:
             readers = [name for name in model.model.probes if "probe" in registry.policy(name).reads]
             self.recording = record(model.model, counted(), readers)
         self.batch_size = batch_size
-        self.truth = truth_of(rows)
-        self.full = self.task.answers(self.recording.logits[-1])
+        self.truth = self.sample.truth
+        self.full = self.sample.answers(self.recording.logits[-1])
         self.price = prices(model.model)
-        self.times = layer_time.measure(model.model, self.batches, batch_size)
         self._score = self.task.metric(metric)
         self._reference = self.full if self.truth is None or not needs_labels(metric) else self.truth
+        self._unit_reference = self.sample.by_unit(self.full if self.truth is None else self.truth)
         self.full_score = self._score(self._reference, self.full)
         self._plan_full = full_model(model, registry)
         self.limits = limits
         """Rules around every policy; change them before candidates are asked for."""
 
+    @cached_property
+    def times(self) -> layer_time.LayerTimes:
+        """How long layers take here; measured when first asked for."""
+        return layer_time.measure(self.model.model, self.batches, self.batch_size)
+
+    def rewrites(self, name: str) -> bool:
+        """Whether a policy must be run, because a replay of it is only a guess."""
+        return rewrites(self.registry.policy(name), self.model.model.shape)
+
     def candidates(self, name: str, held: Mapping[str, Any], currency: str) -> list[Candidate]:
         """All settings of a policy worth considering, slow to fast."""
-        policy = self.registry.policy(name)
-        return search.candidates(
-            name,
-            policy,
-            held,
-            self.model.model.shape,
-            self.evaluator(name),
-            currency,
-            most_points=search.MOST_RUNS if policy.rewrites else search.MOST_POINTS,
-        )
+        policy, shape = self.registry.policy(name), self.model.model.shape
+        if policy.rewrites:
+            return search.candidates(name, policy, held, shape, self._run, currency, search.MOST_RUNS)
+        if not self.rewrites(name):
+            return search.candidates(name, policy, held, shape, self.evaluator(name), currency)
+        guesses = search.candidates(name, policy, held, shape, self._replayed(name, guess=True), currency, GUESSES)
+        promising = search.spread(guesses, currency, MOST_LIVE)
+        plans = [schedule(name, policy, guess.settings, shape, self.limits) for guess in promising]
+        return sorted((self._run(plan) for plan in plans), key=lambda candidate: candidate.speedup[currency])
 
     def evaluator(self, name: str) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
+        return self._run if self.rewrites(name) else self._replayed(name)
+
+    def _replayed(self, name: str, guess: bool = False) -> search.Evaluate:
+        """Candidates by replay. A guess is quick: flops stand for time, and the share of right units for the score."""
         policy = self.registry.policy(name)
-        if policy.rewrites:
-            return self._run
         asks_from = self.limits.min_exit if policy.start is ExitPolicy.start else 1
-        reads = reads_heads(policy)
-        cost = ReplayCost(self.recording, self.price, reads, asks_from, self.price.probes.get(name, 0))
-        clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, asks_from)
+        reads, probe = reads_heads(policy), self.price.probes.get(name, 0)
+        worth = self._share_right if guess else self._worth
+        clock_ = None
+        if not guess:
+            clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, asks_from)
 
         def evaluate(plan: Schedule) -> Candidate:
             outcome = replay(self.recording, replace(plan, limits=self.limits))
-            answers = self.task.answers(outcome.logits)
+            cost = ReplayCost(self.recording, self.price, reads, asks_from, probe, plan.first.context_halts)
+            counted = cost.speedups(outcome)
             return Candidate(
                 settings=plan.settings,
-                speedup={**cost.speedups(outcome), "time": clock_.speedup(outcome)},
-                score=self._score(self._reference, answers),
+                speedup={**counted, "time": clock_.speedup(outcome) if clock_ else counted["flops"]},
+                score=worth(outcome.logits),
                 taken=outcome.exit,
             )
 
         return evaluate
 
+    def _worth(self, logits: Tensor) -> float:
+        """The score of units' final logits."""
+        return self._score(self._reference, self.sample.answers(logits))
+
+    def _share_right(self, logits: Tensor) -> float:
+        """Share of units answered as labelled, or without labels as the full model does."""
+        return float((self.task.answers(logits) == self._unit_reference).mean())
+
     def settled(self, chosen: Candidate, name: str) -> Candidate:
         """The same exits with thresholds in the middle between observed values; see `search.settle`."""
-        policy = self.registry.policy(name)
-        if policy.rewrites:
+        if self.rewrites(name):
             return chosen
+        policy = self.registry.policy(name)
         moved = search.settle(chosen, name, policy, self.model.model.shape, self.evaluator(name))
         return replace(chosen, settings=moved.settings)
 
@@ -125,7 +151,7 @@ class Study:
         plan = self.plan(name, candidate.settings)
         trace = run_all(self.model, self.batches, plan, f"confirming {name}")
         times = self._time(plan)
-        answers = self.task.answers(trace.logits)
+        answers = self.sample.answers(trace.logits)
         scored = score(self.task, self.metric, self.truth, answers, self.full)
         return Live(
             candidate=candidate,
@@ -156,10 +182,9 @@ class Study:
         plan = replace(plan, limits=self.limits)
         trace = run_all(self.model, self.batches, plan, f"running {plan.name}")
         counted = speedups(trace, self.price)
-        answers = self.task.answers(trace.logits)
         return Candidate(
             settings=plan.settings,
             speedup={**counted, "time": counted["flops"]},  # a first guess, corrected by live runs
-            score=self._score(self._reference, answers),
+            score=self._worth(trace.logits),
             taken=trace.exit,
         )

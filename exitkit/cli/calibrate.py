@@ -49,7 +49,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{100 * result['score']:.1f} %, full model {100 * result['full_score']:.1f} %, "
         f"agreement {100 * result['agreement']:.1f} %",
     )
-    table.add_row("rows per exit", "  ".join(map(str, result["exit_histogram"])))
+    table.add_row("units per exit", "  ".join(map(str, result["exit_histogram"])))
     table.add_row("rows", f"{result['rows']} of {result['split']}")
     if result["limits"]:
         limits = {key: value for key, value in result["limits"].items() if key != "temperatures"}

@@ -39,5 +39,6 @@ def show(result: dict[str, Any], console: Console) -> None:
     skipped = f", {result['skipped']} lines skipped" if result["skipped"] else ""
     exits = " ".join(map(str, result["exit_histogram"]))
     Console(stderr=True).print(
-        f"{result['rows']} rows answered{where} by {result['policy']}{skipped}; rows per exit: {exits}", highlight=False
+        f"{result['rows']} rows answered{where} by {result['policy']}{skipped}; units per exit: {exits}",
+        highlight=False,
     )

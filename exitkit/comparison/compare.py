@@ -23,11 +23,11 @@ from exitkit.cost import ReplayCost, prices
 from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
-from exitkit.measure import on_device, score, truth_of
+from exitkit.measure import Sample, score
 from exitkit.plugins import Registry, installed
 from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
-from exitkit.settings import Schedule, schedule
+from exitkit.settings import Schedule, rewrites, schedule
 from exitkit.training.train import build_recipe, train
 
 log = logging.getLogger("exitkit")
@@ -134,10 +134,7 @@ def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> No
 def _scored(folder: Path, recipe: str, seed: int, settings: CompareConfig, registry: Registry) -> dict[str, Any]:
     """What every policy reaches on rows that chose nothing."""
     model = artifact.read(folder, registry, runtime.device(settings), runtime.inference_dtype(settings))
-    shape = model.model.shape
-    refused = {
-        name: registry.policy(name).refuses(shape) or _lacks(name, registry, model) for name in settings.policies
-    }
+    refused = {name: _unfit(name, registry, model) for name in settings.policies}
     fitting = [name for name, reason in refused.items() if not reason]
     folds = []
     for chosen, rows in _folds(model, settings):
@@ -182,7 +179,8 @@ def _fold(
     """Every policy, its settings chosen on some rows and scored on others."""
     study = Study(model, registry, chosen, metric, batch_size=32)
     readers = [name for name in model.model.probes if "probe" in registry.policy(name).reads]
-    scorer = Scorer(model, rows, metric, record(model.model, on_device(rows, model, 32), readers))
+    sample = Sample.of(rows, model)
+    scorer = Scorer(model, sample, metric, record(model.model, sample.batches(32), readers))
     found: dict[str, Any] = {"rows": len(rows), "exits": [scorer.of(plan) for plan in _fixed(model, registry)]}
     found["policies"] = {}
     for name in policies:
@@ -195,10 +193,15 @@ def _fold(
     return found
 
 
-def _lacks(name: str, registry: Registry, model: Artifact) -> str | None:
-    policy = registry.policy(name)
+def _unfit(name: str, registry: Registry, model: Artifact) -> str | None:
+    """Why a policy's curve cannot be had from a model; None when it can."""
+    policy, shape = registry.policy(name), model.model.shape
+    if reason := policy.refuses(shape):
+        return reason
     if "probe" in policy.reads and name not in model.model.probes:
         return f"needs a probe, which recipe '{policy.trained_by}' trains"
+    if rewrites(policy, shape):
+        return "words that leave one by one change later states, so its curve cannot be replayed; use benchmark"
     return None
 
 
@@ -219,10 +222,9 @@ def _at(
 class Scorer:
     """Replays settings on recorded rows that chose nothing."""
 
-    def __init__(self, model: Artifact, rows: Rows, metric: str, recording: Recording) -> None:
-        self.task, self.metric, self.recording = model.task, metric, recording
-        self.truth = truth_of(rows)
-        self.full = model.task.answers(recording.logits[-1])
+    def __init__(self, model: Artifact, sample: Sample, metric: str, recording: Recording) -> None:
+        self.task, self.metric, self.sample, self.recording = model.task, metric, sample, recording
+        self.full = sample.answers(recording.logits[-1])
         self.price = prices(model.model)
 
     def of(self, plan: Schedule) -> dict[str, Any]:
@@ -235,7 +237,8 @@ class Scorer:
             plan.asks_from,
             self.price.probes.get(plan.name, 0),
         )
-        scored = score(self.task, self.metric, self.truth, self.task.answers(outcome.logits), self.full)
+        answers = self.sample.answers(outcome.logits)
+        scored = score(self.task, self.metric, self.sample.truth, answers, self.full)
         return {
             "settings": plan.settings,
             "speedup": cost.speedups(outcome),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from exitkit.errors import UsageError
 
 # Types that hold a million encoded rows in little memory; padding makes them all int64.
 TOKEN_TYPES = {"input_ids": pa.int32(), "token_type_ids": pa.int8(), "attention_mask": pa.int8()}
+NO_LABEL = -100  # fills up rows of labels of words
 
 # What `limit` answers where neither tokenizer nor model knows an end (relative positions, as in XLNet).
 NO_END = 512
@@ -52,13 +53,18 @@ def limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: i
     return asked
 
 
-def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, tagging: bool = False) -> Dataset:
     """Tokenise: columns input_ids, attention_mask, token_type_ids if the tokenizer gives them, labels if
-    there are.
+    there are, and for tagging `words`: the word each token belongs to, −1 for none.
 
-    Longer rows are cut, pairs at the longer text; nothing is padded. An empty text is only special tokens.
+    Longer rows are cut, pairs at the longer text; nothing is padded. An empty text is only special tokens. Labels of
+    words are those of the words that have a token. Texts that are not given in words are split by the tokenizer.
+
+    Raises UsageError: tagging with a tokenizer that does not tell which word a token belongs to.
     """
-    tables = [_encode(batch, tokenizer, max_length) for batch in rows.data.iter(1000)]
+    if tagging and not tokenizer.is_fast:
+        raise UsageError("tagging needs a fast tokenizer (tokenizer.json), which says which word a token belongs to.")
+    tables = [_encode(batch, tokenizer, max_length, tagging) for batch in rows.data.iter(1000)]
     return Dataset(pa.concat_tables(tables))
 
 
@@ -70,17 +76,37 @@ def batches(encoded: Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> 
     """
     if size < 1:
         raise UsageError(f"--batch-size is {size}; it must be 1 or more.")
+    check_padding(tokenizer)
+    for start in range(0, len(encoded), size):
+        yield padded(encoded[start : start + size], tokenizer)
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UsageError for a tokenizer without a padding token."""
     if tokenizer.pad_token_id is None:
         raise UsageError("the tokenizer has no padding token. Set tokenizer.pad_token and save it with the model.")
-    # Not the tokenizer's own padding: it may be set to pad on the left.
+
+
+def padded(columns: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """Encoded rows as one batch: [B, L] tensors padded on the right, labels [B] or, of words, [B, W].
+
+    Not the tokenizer's own padding: it may be set to pad on the left.
+    """
     fill = {
         "input_ids": tokenizer.pad_token_id,
         "token_type_ids": tokenizer.pad_token_type_id,
         "attention_mask": 0,
+        "words": -1,
     }
-    for start in range(0, len(encoded), size):
-        rows = encoded[start : start + size]
-        yield {name: _tensor(values, fill.get(name)) for name, values in rows.items()}
+    if "words" in columns:
+        fill["labels"] = NO_LABEL
+    return {name: _tensor(values, fill.get(name)) for name, values in columns.items()}
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
+    """What makes a batch of a list of encoded rows, as transformers.Trainer asks for it."""
+    check_padding(tokenizer)
+    return lambda rows: padded({name: [row[name] for row in rows] for name in rows[0]}, tokenizer)
 
 
 def _tensor(values: Sequence[Any], fill: int | None) -> Tensor:
@@ -91,6 +117,11 @@ def _tensor(values: Sequence[Any], fill: int | None) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
+def present(owners: Sequence[int]) -> list[int]:
+    """The words that have a token, in order; `owners` is a row of the column `words`."""
+    return sorted({word for word in owners if word >= 0})
+
+
 def _positions(config: PreTrainedConfig) -> int | None:
     rows = getattr(config, "max_position_embeddings", None)
     if not isinstance(rows, int) or rows <= 0:
@@ -98,17 +129,27 @@ def _positions(config: PreTrainedConfig) -> int | None:
     return rows - (cast(int, config.pad_token_id) + 1 if config.model_type in OFFSET_POSITIONS else 0)
 
 
-def _encode(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+def _encode(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int, tagging: bool
+) -> pa.Table:
+    in_words = tagging and "words" in batch
     # verbose=False: no warning about texts longer than the model takes; they are cut, as the caller asked.
     tokens = tokenizer(
-        batch["text"],
+        batch["words"] if in_words else batch["text"],
         batch.get("text_pair"),
+        is_split_into_words=in_words,
         truncation=True,
         max_length=max_length,
         padding=False,
         verbose=False,
     )
     columns = {name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens}
-    if "label" in batch:
+    if tagging:
+        owners = [[-1 if word is None else word for word in tokens.word_ids(row)] for row in range(len(batch["text"]))]
+        columns["words"] = pa.array(owners, pa.list_(pa.int32()))
+        if "label" in batch:
+            kept = [[tags[word] for word in present(own)] for tags, own in zip(batch["label"], owners, strict=True)]
+            columns["labels"] = pa.array(kept, pa.list_(pa.int32()))
+    elif "label" in batch:
         columns["labels"] = pa.array(batch["label"])
     return pa.table(columns)

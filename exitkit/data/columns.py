@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeAlias
 
 from exitkit.errors import UsageError, one_of
@@ -22,6 +22,9 @@ LabelUse: TypeAlias = Literal["needed", "optional", "ignored"]
 column may hold anything)."""
 
 LABELS = ("label", "labels", "class", "target")
+TAGS = ("tags", "ner_tags", "upos")
+"""Labels of words; looked for where no label of the whole text is there, or tagging is asked for."""
+WORDS = SINGLES[-1]
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,10 @@ class Columns:
 USUAL = Columns()  # find every column by its usual names
 
 
-def find_columns(names: Sequence[str], asked: Columns, use_labels: LabelUse) -> Columns:
+def find_columns(names: Sequence[str], asked: Columns, use_labels: LabelUse, kind: str | None = None) -> Columns:
     """The columns to read out of `names`: those asked for, the others by their usual names in any case.
+
+    `kind` is that of the task where it is known. In tagging the text is a column of words, if there is one.
 
     With `asked.text` and no `asked.text_pair` the text stands alone: whoever names the text names all of it.
 
@@ -56,12 +61,18 @@ def find_columns(names: Sequence[str], asked: Columns, use_labels: LabelUse) -> 
     for given in (asked.text, asked.text_pair, asked.label, asked.group):
         if given is not None and given not in names:
             raise UsageError(one_of("column", given, names))
+    if kind is None and _has_tags(names, asked):
+        kind = "tagging"
+    if kind == "tagging" and asked.text is None:
+        words = [name for usual in WORDS for name in _called(usual, names)]
+        asked = replace(asked, text=words[0] if len(words) == 1 else None)
     free = [name for name in names if name not in (asked.text, asked.text_pair, asked.label)]
     text, text_pair = (asked.text, asked.text_pair) if asked.text else _find_text(free, asked, names)
     label = None
     if use_labels != "ignored":
         rest = [name for name in free if name not in (text, text_pair)]
-        label = asked.label or _find_label(rest, names, use_labels == "needed")
+        usual = TAGS if kind == "tagging" else LABELS
+        label = asked.label or _find_label(rest, names, usual, use_labels == "needed")
     used = [name for name in (text, text_pair, label) if name is not None]
     if len(set(used)) < len(used):
         raise UsageError(f"one column is asked for twice: {_listed(used)}. Name a different column for each.")
@@ -97,8 +108,16 @@ def _text_candidates(free: Sequence[str]) -> list[list[tuple[str, ...]]]:
     return [[*pairs, *singles[0]], *singles[1:]]
 
 
-def _find_label(free: Sequence[str], names: Sequence[str], needed: bool) -> str | None:
-    found = [name for usual in LABELS for name in _called(usual, free)]
+def _has_tags(names: Sequence[str], asked: Columns) -> bool:
+    """Whether words have labels here, and texts have none."""
+    if asked.label is not None:
+        return asked.label.lower() in TAGS
+    labels, tags = ([name for usual in known for name in _called(usual, names)] for known in (LABELS, TAGS))
+    return bool(tags) and not labels
+
+
+def _find_label(free: Sequence[str], names: Sequence[str], known: Sequence[str], needed: bool) -> str | None:
+    found = [name for usual in known for name in _called(usual, free)]
     if len(found) > 1:
         raise UsageError(f"more than one column may be the label: {_listed(found)}. Say which with --label-column.")
     if not found and needed:

@@ -8,9 +8,11 @@ word and its negation, or the order of two clauses.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -69,7 +71,35 @@ def reviews() -> Mapping[str, Mapping[str, list[str]]]:
     return {split: _columns([next(left) for _ in range(size)]) for split, size in SIZES.items()}
 
 
-DATASETS: Mapping[str, Callable[[], Mapping[str, Mapping[str, list[str]]]]] = {"reviews": reviews}
+@cache
+def tags() -> Mapping[str, Mapping[str, list[list[str]]]]:
+    """`demo:tags`: the same reviews in words, with tags in IOB2: what is judged, and praise or blame.
+
+    A negation before the judgement turns it round, so that the tag of a word depends on the words before it.
+    """
+    found = {}
+    for split, columns in reviews().items():
+        tokens = [re.findall(r"\w+|[^\w\s]", text) for text in columns["text"]]
+        found[split] = {"tokens": tokens, "tags": [_tagged(words) for words in tokens]}
+    return found
+
+
+def _tagged(words: Sequence[str]) -> list[str]:
+    found = ["B-THING" if word in THINGS else "O" for word in words]
+    for place, word in enumerate(words):
+        if word not in GOOD and word not in BAD:
+            continue
+        start = place
+        while start and words[start - 1] in (*DEGREES, *NEGATIONS):
+            start -= 1
+        negated = any(before in NEGATIONS for before in words[start:place])
+        kind = "PRAISE" if (word in GOOD) != negated else "BLAME"
+        found[start : place + 1] = [f"B-{kind}", *[f"I-{kind}"] * (place - start)]
+    return found
+
+
+Columns = Mapping[str, Mapping[str, list[Any]]]
+DATASETS: Mapping[str, Callable[[], Columns]] = {"reviews": reviews, "tags": tags}
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from exitkit.data.catalogue import IN_MEMORY, Catalogue, Source, catalogue
-from exitkit.data.columns import USUAL, Columns, LabelUse, find_columns
+from exitkit.data.columns import TAGS, USUAL, Columns, LabelUse, find_columns
 from exitkit.data.tables import Piece
-from exitkit.data.targets import Targets, any_label, targets
+from exitkit.data.targets import Targets, any_label, is_list, targets, words
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.tasks import Task
+from exitkit.tasks import Tagging, Task
 
 __all__ = ["LabelUse", "Origin", "Rows", "Source", "labelled", "read", "read_from", "reread", "splits"]
 
@@ -51,8 +51,8 @@ class Origin:
 class Rows:
     """Texts or pairs, with or without labels, checked: no null text, every label known."""
 
-    data: datasets.Dataset  # columns text, text_pair (pairs only), label (labelled only, as the task stores it),
-    # group (only where asked for)
+    data: datasets.Dataset  # columns text, text_pair (pairs only), words (tagging only, where given),
+    # label (labelled only, as the task stores it), group (only where asked for)
     task: Task | None  # None: the rows have no labels
     origin: Origin
 
@@ -84,6 +84,8 @@ class Rows:
         for batch in self.data.iter(1000):
             names = [self.task.spelled(label).encode() for label in batch["label"]] if self.task else []
             fields = [[text.encode() for text in batch[name]] for name in ("text", "text_pair") if name in batch]
+            if "words" in batch:
+                fields = [["\n".join(words).encode() for words in batch["words"]]]
             for row in zip(*fields, *([names] if names else []), strict=True):
                 # Lengths go in too, so that moving a character to the next field changes the hash.
                 digest.update(b"".join(b"%d:%b" % (len(field), field) for field in row) + b"\n")
@@ -149,8 +151,16 @@ def read_from(
     """`read`, for a source that has been found already."""
     split = split or _only_split(found)
     pieces = _pieces(found, split)
-    picked = _pick(pieces, columns, use_labels)
+    kind = task.kind if isinstance(task, Task) else task
+    picked = _pick(pieces, columns, use_labels, kind)
+    if kind is None and _tags_words(pieces, picked):
+        task = kind = Tagging.kind
     data = {"text": _texts(pieces, picked.text)}
+    if kind == Tagging.kind:
+        if picked.text_pair:
+            raise UsageError("tagging takes one text per row, not pairs; say which column with --text-column.")
+        if picked.label is not None or _holds_lists(pieces, picked.text):
+            data = _words(pieces, picked.text)
     if picked.text_pair:
         data["text_pair"] = _texts(pieces, picked.text_pair)
     if picked.group:
@@ -159,7 +169,10 @@ def read_from(
     if picked.label:
         read_labels = targets(pieces, picked.label, task)
         if _complete(pieces, read_labels, use_labels):
-            data["label"] = _arrow(np.concatenate(read_labels.values))
+            values = np.concatenate(read_labels.values)
+            if "words" in data:
+                _check_lengths(pieces, data["words"], values)
+            data["label"] = _arrow(values)
             known = read_labels.task
         else:
             picked = replace(picked, label=None)
@@ -204,11 +217,54 @@ def _pieces(found: Catalogue, split: str) -> list[Piece]:
     return pieces
 
 
-def _pick(pieces: Sequence[Piece], columns: Columns, use_labels: LabelUse) -> Columns:
-    answers = {find_columns(piece.table.names, columns, use_labels) for piece in pieces}
+def _pick(pieces: Sequence[Piece], columns: Columns, use_labels: LabelUse, kind: str | None) -> Columns:
+    answers = {find_columns(piece.table.names, columns, use_labels, kind) for piece in pieces}
     if len(answers) > 1:
         raise UsageError(f"the splits asked for have different columns: {' and '.join(map(str, answers))}.")
     return answers.pop()
+
+
+def _tags_words(pieces: Sequence[Piece], picked: Columns) -> bool:
+    """Whether the columns found hold words and their tags."""
+    if picked.label is None or picked.text_pair is not None:
+        return False
+    return picked.label.lower() in TAGS or (_holds_lists(pieces, picked.text) and _holds_lists(pieces, picked.label))
+
+
+def _holds_lists(pieces: Sequence[Piece], name: str | None) -> bool:
+    return name is not None and all(is_list(piece.table.column(name).type) for piece in pieces)
+
+
+def _words(pieces: Sequence[Piece], name: str | None) -> dict[str, pa.ChunkedArray]:
+    """The words of every row, and for people and comparisons the words with blanks between as `text`."""
+    assert name is not None
+    chunks: list[pa.Array] = []
+    for piece in pieces:
+        column = words(piece, name, piece.table.column(name)).slice(piece.start, piece.stop - piece.start)
+        if column.null_count:
+            row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
+            raise ExitkitError(f"{piece.row(row)}: column '{name}' has no words. Fill or drop such rows.")
+        if pc.list_flatten(column).null_count:
+            row = next(n for n, one in enumerate(column.to_pylist()) if None in one)
+            raise ExitkitError(f"{piece.row(row)}: a word in column '{name}' is missing. Fill or drop it.")
+        if not pa.types.is_string(column.type.value_type):
+            raise UsageError(f"column '{name}' of {piece.origin} holds {column.type}, not lists of words.")
+        chunks += column.chunks
+    found = pa.chunked_array(chunks, pa.list_(pa.string()))
+    return {"text": pc.binary_join(found, " ").cast(pa.large_string()), "words": found}
+
+
+def _check_lengths(pieces: Sequence[Piece], found: pa.ChunkedArray, values: npt.NDArray[Any]) -> None:
+    """Raise UsageError for a row with more words than tags, or fewer."""
+    counts = pc.list_value_length(found).to_numpy()
+    tags = np.array([len(row) for row in values])
+    if (counts == tags).all():
+        return
+    place = row = int((counts != tags).argmax())
+    for piece in pieces:
+        if row < piece.stop - piece.start:
+            raise UsageError(f"{piece.row(row)}: {counts[place]} words, but {tags[place]} tags.")
+        row -= piece.stop - piece.start
 
 
 def _texts(pieces: Sequence[Piece], name: str | None) -> pa.ChunkedArray:
@@ -263,7 +319,9 @@ def _complete(pieces: Sequence[Piece], found: Targets, use_labels: LabelUse) -> 
 
 
 def _arrow(values: npt.NDArray[Any]) -> pa.Array:
-    """[N] as numbers, [N, C] as lists."""
+    """[N] as numbers, [N, C] and sentences as lists."""
+    if values.dtype == object:
+        return pa.array(values.tolist(), pa.list_(pa.int32()))
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]).cast(pa.list_(pa.int8()))

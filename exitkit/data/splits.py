@@ -11,7 +11,8 @@ from exitkit.data.catalogue import Source, catalogue
 from exitkit.data.columns import USUAL, Columns
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
-from exitkit.tasks import Answers, Classification, MultiLabel, Task
+from exitkit.tagging import sentences
+from exitkit.tasks import Answers, Classification, MultiLabel, Tagging, Task
 
 SET_ASIDE = 0.1
 MOST_SET_ASIDE = 2000
@@ -93,6 +94,10 @@ def _check_classes(train: Rows) -> None:
     where = f"the {len(train)} rows to train on from {train.origin.source}"
     more = "Give other data, or a larger --max-train-samples where that is set."
     labels = label_array(train)
+    if isinstance(train.task, Tagging):
+        labels = np.concatenate(labels)
+        if not len(labels):
+            raise UsageError(f"{where} have no words. {more}")
     if isinstance(train.task, Classification) and len(np.unique(labels)) < 2:
         raise UsageError(
             f"{where} all have the label '{train.labels[labels[0]]}'; at least two classes are needed. {more}"
@@ -104,7 +109,9 @@ def _check_classes(train: Rows) -> None:
 
 
 def label_array(rows: Rows) -> Answers:
-    """The labels of labelled rows as their task stores them: [N], or [N, C] in multi-label."""
+    """The labels of labelled rows as their task stores them: [N], [N, C] in multi-label, [N] sentences in tagging."""
+    if isinstance(rows.task, Tagging):
+        return sentences(rows.data["label"][:])
     labels: Answers = np.asarray(rows.data["label"][:])
     return labels
 
@@ -113,7 +120,7 @@ def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
     """What is left to train on, and the rows set aside."""
     size = min(MOST_SET_ASIDE, max(1, round(SET_ASIDE * len(train))))
     stratify = None
-    if isinstance(train.task, Classification):
+    if isinstance(train.task, Classification) and not isinstance(train.task, Tagging):
         ids = label_array(train)
         counts = np.bincount(ids)
         counts = counts[counts > 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,12 @@ import pyarrow as pa
 from exitkit.data.labels import label_column, label_ids, label_names, looks_like_floats
 from exitkit.data.tables import Piece, Table
 from exitkit.errors import ExitkitError, UsageError, one_of
-from exitkit.tasks import Classification, MultiLabel, Regression, Task
+from exitkit.tagging import first_break, sentences
+from exitkit.tasks import Classification, MultiLabel, Regression, Tagging, Task
 
 SEPARATORS = "|;,"
+
+log = logging.getLogger("exitkit")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Targets:
     """The labels of some pieces, in their order."""
 
     task: Task
-    values: tuple[npt.NDArray[Any], ...]  # per piece: [n] numbers or values, [n, C] in multi-label
+    values: tuple[npt.NDArray[Any], ...]  # per piece: [n] numbers or values, [n, C] in multi-label, [n] sentences
     gaps: tuple[npt.NDArray[np.bool_], ...]  # per piece: [n] rows without a label
 
 
@@ -35,7 +39,8 @@ def targets(pieces: Sequence[Piece], name: str, wanted: Task | str | None) -> Ta
         pieces: of splits that have the column; classes are those of the whole splits.
         name: the column.
         wanted: the task of a trained model, whose labels the column's are mapped to; or a kind; or None to see it from
-            the column: floats mean regression, lists multi-label, anything else classification.
+            the column: floats mean regression, lists multi-label (tagging must be asked for), anything else
+            classification.
 
     Raises:
         UsageError: the column does not hold such labels, or a row has a label that the model does not know.
@@ -49,7 +54,7 @@ def targets(pieces: Sequence[Piece], name: str, wanted: Task | str | None) -> Ta
 def any_label(table: Table, name: str) -> bool:
     """Whether any row has a label: benchmarks write none, or -1, in every row of a test split."""
     column = _plain(table.column(name))
-    if pa.types.is_floating(column.type) or _is_list(column.type):
+    if pa.types.is_floating(column.type) or is_list(column.type):
         return bool(column.null_count < len(column))
     if _kind([column]) == "regression":
         return any(value not in (None, "") for value in column.unique().to_pylist())
@@ -57,7 +62,7 @@ def any_label(table: Table, name: str) -> bool:
 
 
 def _kind(columns: Sequence[pa.ChunkedArray]) -> str:
-    if any(_is_list(column.type) for column in columns):
+    if any(is_list(column.type) for column in columns):
         return MultiLabel.kind
     numbers = [pa.types.is_floating(column.type) or pa.types.is_decimal(column.type) for column in columns]
     texts = [pa.types.is_string(column.type) or pa.types.is_large_string(column.type) for column in columns]
@@ -84,7 +89,7 @@ def _classification(
 def _multi_label(
     pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]
 ) -> Targets:
-    lists = [column if _is_list(column.type) else _split_up(name, column) for column in columns]
+    lists = [column if is_list(column.type) else _split_up(name, column) for column in columns]
     flat = [
         label_column(name, pa.chunked_array([column.combine_chunks().flatten()]), piece.table.classes.get(name))
         for column, piece in zip(lists, pieces, strict=True)
@@ -109,6 +114,80 @@ def _multi_label(
     return Targets(MultiLabel(names), tuple(values), tuple(gaps))
 
 
+def _tagging(pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]) -> Targets:
+    lists = [words(piece, name, column) for column, piece in zip(columns, pieces, strict=True)]
+    flat = [
+        label_column(name, pa.chunked_array([column.combine_chunks().flatten()]), piece.table.classes.get(name))
+        for column, piece in zip(lists, pieces, strict=True)
+    ]
+    names = tuple(known) or pieces[0].table.classes.get(name) or label_names(flat)
+    if not names:
+        raise UsageError(f"tag column '{name}' holds empty lists only; at least one tag is needed.")
+    values, gaps = [], []
+    for column, elements, piece in zip(lists, flat, pieces, strict=True):
+        lengths = column.combine_chunks().value_lengths()
+        gaps.append(np.asarray(lengths.is_null())[piece.start : piece.stop])
+        ends = np.concatenate([[0], lengths.fill_null(0).to_numpy().cumsum()])
+        ids = label_ids(elements, names)
+        first, last = int(ends[piece.start]), int(ends[piece.stop])
+        if (ids[first:last] < 0).any():
+            place = first + int((ids[first:last] < 0).argmax())
+            row = int(np.searchsorted(ends, place, side="right")) - 1
+            tag = elements.values[elements.codes[place]]
+            if tag is None:
+                raise UsageError(f"{piece.row(row - piece.start)}: word {place - int(ends[row]) + 1} has no tag.")
+            _unknown(piece, row - piece.start, tag, names)
+        values.append(sentences(np.split(ids, ends[1:-1])[piece.start : piece.stop]))
+    task = Tagging(names)
+    _warn_of_breaks(pieces, values, task)
+    return Targets(task, tuple(values), tuple(gaps))
+
+
+def _warn_of_breaks(pieces: Sequence[Piece], values: Sequence[npt.NDArray[Any]], task: Tagging) -> None:
+    """Say how many sentences break the scheme of the tags, and where the first is."""
+    if task.scheme is None:
+        return
+    broken = []
+    for piece, rows in zip(pieces, values, strict=True):
+        for number, row in enumerate(rows):
+            tags = [task.labels[tag] for tag in row]
+            place = first_break(tags, task.scheme)
+            if place is not None:
+                before = f" after {tags[place - 1]}" if place else " at the start"
+                broken.append(f"{piece.row(number)}, word {place + 1}: {tags[place]}{before}")
+    if broken:
+        log.warning(
+            "%d sentences have tags that break the scheme %s (first: %s); by its strict rules such spans do not count",
+            len(broken),
+            task.scheme,
+            broken[0],
+        )
+
+
+def words(piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of lists of words or tags; strings are split: JSON lists, or at blanks.
+
+    Raises UsageError: the column holds something else.
+    """
+    if is_list(column.type):
+        return column.cast(pa.list_(column.type.value_type))
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise UsageError(
+            f"column '{name}' of {piece.origin} holds {column.type}; tagging needs a list per row, or a string such as "
+            '["a", "b"] or a b.'
+        )
+    texts: list[str | None] = column.to_pylist()
+    try:
+        lists = [
+            None if text is None else json.loads(text) if text.startswith('["') else text.split() for text in texts
+        ]
+        return pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
+    except (json.JSONDecodeError, pa.ArrowException) as error:
+        raise UsageError(
+            f"column '{name}' of {piece.origin} holds text that is not a list of words: {error}."
+        ) from None
+
+
 def _regression(
     pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]
 ) -> Targets:
@@ -126,6 +205,7 @@ _READERS: dict[str, Callable[[Sequence[Piece], str, Sequence[pa.ChunkedArray], S
     Classification.kind: _classification,
     MultiLabel.kind: _multi_label,
     Regression.kind: _regression,
+    Tagging.kind: _tagging,
 }
 
 
@@ -166,7 +246,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
     return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 

@@ -116,3 +116,12 @@ def mean_of_tokens(stream: Stream) -> Tensor:
         return hidden.view(len(lengths), lengths[0], -1).mean(dim=1)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
     return nn.functional.embedding_bag(rows, hidden, stream.bounds[:-1], mode="mean")
+
+
+def mean_of_pieces(stream: Stream) -> Tensor:
+    """[U, d] mean of the states of every word's tokens."""
+    owned = (stream.owner >= 0).nonzero().squeeze(1)
+    owner = stream.owner[owned]
+    sums = stream.hidden.new_zeros(stream.units, stream.hidden.shape[1]).index_add(0, owner, stream.hidden[owned])
+    counts = torch.bincount(owner, minlength=stream.units)
+    return sums / counts[:, None].to(sums.dtype)

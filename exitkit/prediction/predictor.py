@@ -24,9 +24,12 @@ from exitkit.loop import run
 from exitkit.measure import full_model
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
+from exitkit.prediction import words
 from exitkit.prediction.reading import BadLine, Line, read
 from exitkit.prediction.writing import open_writer
 from exitkit.settings import Schedule, schedule
+from exitkit.stream import Batch
+from exitkit.tasks import Tagging
 from exitkit.trace import Trace
 
 log = logging.getLogger("exitkit")
@@ -72,7 +75,8 @@ class Predictor:
         Returns:
             One `{"label", "score", "exit"}` per text: the label, its probability, the exit that answered (from 1). In
             multi-label, `label` and `score` are lists of the labels that hold; in regression `label` is the value and
-            `score` None.
+            `score` None. In tagging `{"tags", "score", "exit"}`, lists with an entry per word; for a text that is not
+            given in words also `words`, their offsets in it, and `spans` where the tags write any.
 
         Raises:
             UsageError: not texts, or a policy or speed-up that this model has not been calibrated for.
@@ -80,7 +84,7 @@ class Predictor:
         plan = self.plan(policy, speedup, max_exit)
         answers: list[Answer] = []
         for chunk in _chunks(iter(self._checked(texts)), batch_size):
-            answers += self.answers(self.trace(chunk, plan), plan, probabilities)
+            answers += self.answered(chunk, plan, probabilities)[0]
         return answers
 
     def predict_proba(
@@ -92,15 +96,18 @@ class Predictor:
         max_exit: int | None = None,
         batch_size: int = 32,
     ) -> npt.NDArray[np.float32]:
-        """Probabilities [N, C] of all labels; arguments as in `predict`."""
+        """Probabilities [N, C] of all labels; arguments as in `predict`. Not for tagging, where texts have many."""
+        if isinstance(self.artifact.task, Tagging):
+            raise UsageError("a tagging model answers words; use predict(texts, probabilities=True).")
         plan = self.plan(policy, speedup, max_exit)
         chunks = _chunks(iter(self._checked(texts)), batch_size)
         task = self.artifact.task
-        found = [task.probabilities(self.trace(chunk, plan).logits).cpu().numpy() for chunk in chunks]
+        found = [task.probabilities(self._run(self._batch(chunk), plan).logits).cpu().numpy() for chunk in chunks]
         return np.concatenate(found) if found else np.zeros((0, len(self.labels)), dtype=np.float32)
 
-    def _checked(self, texts: Sequence[Text]) -> Sequence[str | tuple[str, str]]:
-        return _checked(texts, bool(self.artifact.card.data["columns"].get("text_pair")))
+    def _checked(self, texts: Sequence[Text]) -> Sequence[Text]:
+        pairs = bool(self.artifact.card.data["columns"].get("text_pair"))
+        return _checked(texts, pairs, isinstance(self.artifact.task, Tagging))
 
     def plan(
         self,
@@ -115,28 +122,40 @@ class Predictor:
         wanted = None if speedup is None else config.parse(PredictConfig, {"speedup": speedup}).speedup
         return stored_plan(self.artifact, self.registry, choice, wanted, max_exit)
 
-    def trace(self, texts: Sequence[str | tuple[str, str]], plan: Schedule) -> Trace:
-        """Run one batch of texts."""
-        first = [text if isinstance(text, str) else text[0] for text in texts]
-        second = None if isinstance(texts[0], str) else [text[1] for text in texts]
-        batch = self.artifact.tokenizer(
-            first,
-            second,
+    def answered(
+        self, texts: Sequence[Text], plan: Schedule, probabilities: bool = False
+    ) -> tuple[list[Answer], Trace]:
+        """Answer one batch: a row per text, and what happened."""
+        task = self.artifact.task
+        skips = type(plan.first).gate is not ExitPolicy.gate
+        if isinstance(task, Tagging):
+            sentences = cast(Sequence[words.Sentence], texts)
+            batch, read = words.batch_of(sentences, self.artifact.tokenizer, self.artifact.card.max_length)
+            trace = self._run(batch, plan)
+            return words.answers(trace, read, task, skips, probabilities), trace
+        trace = self._run(self._batch(texts), plan)
+        return self._rows(trace, skips, probabilities), trace
+
+    def _batch(self, texts: Sequence[Text]) -> Batch:
+        tokens = self.artifact.tokenizer(
+            [text if isinstance(text, str) else text[0] for text in texts],
+            None if isinstance(texts[0], str) else [text[1] for text in texts],
             truncation=True,
             max_length=self.artifact.card.max_length,
             padding=True,
             return_tensors="pt",
             verbose=False,
         )
+        return dict(tokens.items())
+
+    def _run(self, batch: Batch, plan: Schedule) -> Trace:
         device = self.artifact.model.device
-        trace = run(self.artifact.model, {name: t.to(device) for name, t in batch.items()}, plan)
+        trace = run(self.artifact.model, {name: tensor.to(device) for name, tensor in batch.items()}, plan)
         if not torch.isfinite(trace.logits).all():
             raise ExitkitError(f"{self.artifact.folder}: the model answers NaN or infinite values.")
         return trace
 
-    def answers(self, trace: Trace, plan: Schedule, probabilities: bool) -> list[Answer]:
-        """A trace as plain values."""
-        skips = type(plan.first).gate is not ExitPolicy.gate
+    def _rows(self, trace: Trace, skips: bool, probabilities: bool) -> list[Answer]:
         answers: list[Answer] = []
         said = self.artifact.task.rows(trace.logits, probabilities)
         for row, exit, layers in zip(said, trace.exit.tolist(), trace.layers.tolist(), strict=True):
@@ -254,6 +273,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         text_column=settings.text_column,
         pair_column=settings.pair_column,
         expects_pair=bool(model.card.data["columns"].get("text_pair")),
+        keeps_words=isinstance(model.task, Tagging),
     )
     skipped = Skipped()
     rows = 0
@@ -261,9 +281,9 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
     good = _good_lines(lines, settings, skipped)
     with open_writer(settings.output, source=None if source == "-" else cast(Path, source)) as writer:
         for chunk in _chunks(good, settings.batch_size):
-            texts = [line.text if line.text_pair is None else (line.text, line.text_pair) for line in chunk]
-            trace = predictor.trace(texts, plan)
-            writer.write(predictor.answers(trace, plan, settings.probabilities))
+            texts = [line.input for line in chunk]
+            answers, trace = predictor.answered(texts, plan, settings.probabilities)
+            writer.write(answers)
             rows += len(texts)
             histogram = [a + b for a, b in zip(histogram, trace.histogram(len(histogram)), strict=True)]
     return {
@@ -296,7 +316,13 @@ def _good_lines(lines: Iterable[Line | BadLine], settings: PredictConfig, skippe
     """Lines that can be answered; the first bad one ends the run, or bad ones are left out and named."""
     where = "stdin" if settings.input == "-" else settings.input
     pending: ExitkitError | None = None
+    in_words: bool | None = None
     for line in lines:
+        if isinstance(line, Line) and in_words is None:
+            in_words = isinstance(line.text, list)
+        if isinstance(line, Line) and isinstance(line.text, list) != in_words:
+            both = ("a list of words", "a text") if isinstance(line.text, list) else ("a text", "lists of words")
+            line = BadLine(line.number, f"{both[0]}, where the lines before are {both[1].replace('a text', 'texts')}")
         if isinstance(line, Line):
             yield line
         elif settings.on_error == "skip":
@@ -334,11 +360,11 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             return
 
 
-def _checked(texts: Sequence[Text], pairs: bool) -> Sequence[str | tuple[str, str]]:
-    """Texts as the model takes them, words joined. Raises UsageError for anything else."""
+def _checked(texts: Sequence[Text], pairs: bool, in_words: bool) -> Sequence[Text]:
+    """Texts as the model takes them; words joined, unless they are to be answered. Raises UsageError for others."""
     if isinstance(texts, str):
         raise UsageError("predict takes a list of texts; for a single one write predict([text]).")
-    found: list[str | tuple[str, str]] = []
+    found: list[Text] = []
     for number, text in enumerate(texts):
         strings = isinstance(text, tuple | list) and all(isinstance(part, str) for part in text)
         if isinstance(text, str) and not pairs:
@@ -346,7 +372,7 @@ def _checked(texts: Sequence[Text], pairs: bool) -> Sequence[str | tuple[str, st
         elif strings and pairs and len(text) == 2:
             found.append((text[0], text[1]))
         elif strings and isinstance(text, list) and not pairs:
-            found.append(" ".join(text))
+            found.append(list(text) if in_words else " ".join(text))
         else:
             wanted = "a pair of strings, as this model takes" if pairs else "a string or a list of words"
             raise UsageError(f"text {number} is {_shown(text)}, not {wanted}.")

@@ -19,6 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
+from exitkit.data.columns import WORDS
+from exitkit.data.tables import CONLL, NotAWord, conll
 from exitkit.errors import ExitkitError, UsageError, one_of
 
 SINGLES = ("text", "sentence", "question", "review", "content", "tokens", "words")
@@ -47,8 +49,16 @@ class Line:
     """
 
     number: int
-    text: str
+    text: str | list[str]  # a list holds words, where these are to be answered
     text_pair: str | None
+
+    @property
+    def input(self) -> str | list[str] | tuple[str, str]:
+        """What is answered."""
+        if self.text_pair is None:
+            return self.text
+        assert isinstance(self.text, str)
+        return self.text, self.text_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,7 @@ def read(
     text_column: str | None = None,
     pair_column: str | None = None,
     expects_pair: bool,
+    keeps_words: bool = False,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Line | BadLine]:
     """The inputs in `path`, or on stdin for `-`, in order.
@@ -72,9 +83,10 @@ def read(
     Stdin is plain text, unless its first byte that is not blank is `{`: then it is jsonl. Empty lines are
     empty texts in plain text, and skipped in jsonl and csv. Raises UsageError or ExitkitError for what
     concerns the whole file: a file is opened and its header checked before this returns; stdin is not touched
-    before the first line is asked for.
+    before the first line is asked for. With `keeps_words` (tagging) lists of words stay lists, and CoNLL files are
+    read.
     """
-    wanted = _Wanted(text_column, pair_column, expects_pair)
+    wanted = _Wanted(text_column, pair_column, expects_pair, keeps_words)
     if pair_column is not None and not expects_pair:
         raise UsageError(f"pair column '{pair_column}' was given, but the model takes one text; leave it out")
     if expects_pair and (text_column is None) != (pair_column is None):
@@ -93,10 +105,12 @@ class _Wanted:
     text: str | None
     pair: str | None
     expects_pair: bool
+    keeps_words: bool = False
 
 
 T = TypeVar("T")
-Texts = tuple[str, str | None]
+Texts = tuple[str | list[str], str | None]
+Names = tuple[str, str | None]
 
 
 class _Bad(Exception):
@@ -154,8 +168,20 @@ def _file(path: Path, wanted: _Wanted) -> Iterator[Line | BadLine]:
                 with gzip.open(path) if zipped else path.open("rb") as again:
                     quotes = not _has_stray_quotes(_without_bom(again))
                 yield from _table(lines, TAB, wanted, quotes)
+            case suffix if suffix in CONLL and wanted.keeps_words:
+                yield from _conll(lines, suffix == ".conllu")
             case _:
                 yield from _plain(lines, wanted)
+
+
+def _conll(lines: Iterable[bytes], universal: bool) -> Iterator[Line | BadLine]:
+    try:
+        for number, words, _ in conll((raw.decode() for raw in lines), universal, tagged=False):
+            yield Line(number, words, None)
+    except NotAWord as error:
+        raise ExitkitError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise ExitkitError(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from None
 
 
 def _check_is_file(path: Path) -> None:
@@ -219,11 +245,15 @@ def _json_texts(raw: bytes, wanted: _Wanted) -> Texts:
                 text, pair = _choose(list(row), wanted)
             except UsageError as error:
                 raise _Bad(str(error)) from None
-            return _words(row[text], f"'{text}'"), None if pair is None else _string(row[pair], f"'{pair}'")
+            return _words(row[text], f"'{text}'", wanted.keeps_words), None if pair is None else _string(
+                row[pair], f"'{pair}'"
+            )
         case str() as text:
             if wanted.expects_pair:
                 raise _Bad("one text, but the model takes pairs")
             return _string(text, "the text"), None
+        case list() as values if wanted.keeps_words:
+            return _words(values, "the sentence", True), None
         case [first, second]:
             if not wanted.expects_pair:
                 raise _Bad("a pair of texts, but the model takes one text")
@@ -243,8 +273,10 @@ def _json(raw: bytes) -> object:
         raise _Bad(f"invalid JSON: {error}") from None
 
 
-def _words(value: object, name: str) -> str:
-    """A text, or its words."""
+def _words(value: object, name: str, kept: bool) -> str | list[str]:
+    """A text, or its words: in a list where these are to be answered, else with blanks between."""
+    if kept and isinstance(value, list):
+        return [_string(word, f"word {number} of {name}") for number, word in enumerate(value, 1)]
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         value = " ".join(value)
     return _string(value, name)
@@ -289,7 +321,9 @@ def _table(lines: Iterable[bytes], delimiter: str, wanted: _Wanted, quotes: bool
         raise UsageError(f"the header cannot be read: {error}") from error
     if header is None:
         raise UsageError("is empty; the first line must name the columns")
-    parse = partial(_table_texts, header=header, columns=_header_columns(header, wanted))
+    parse = partial(
+        _table_texts, header=header, columns=_header_columns(header, wanted), keeps_words=wanted.keeps_words
+    )
     while True:
         number = rows.line_num + 1
         try:
@@ -332,7 +366,7 @@ def _swallows_rows(error: csv.Error) -> bool:
     return str(error).startswith(("unexpected end of data", "field larger than"))
 
 
-def _header_columns(header: list[str], wanted: _Wanted) -> Texts:
+def _header_columns(header: list[str], wanted: _Wanted) -> Names:
     try:
         return _choose(header, wanted)
     except UsageError as error:
@@ -345,13 +379,23 @@ def _header_columns(header: list[str], wanted: _Wanted) -> Texts:
         ) from error
 
 
-def _table_texts(row: list[str], header: list[str], columns: Texts) -> Texts:
+def _table_texts(row: list[str], header: list[str], columns: Names, keeps_words: bool) -> Texts:
     if len(row) != len(header):
         raise _Bad(f"wrong number of fields: {len(row)}, where the header has {len(header)}")
     if any("\0" in field for field in row):
         raise _Bad("holds a NUL byte")
     text, pair = columns
+    if keeps_words and text.lower() in WORDS:
+        return _split(_field(row, header, text), text), None
     return _field(row, header, text), None if pair is None else _field(row, header, pair)
+
+
+def _split(field: str, column: str) -> list[str]:
+    """The words of a field: a JSON list, or between blanks."""
+    if not field.startswith('["'):
+        return field.split()
+    found = _words(_json(field.encode()), f"'{column}'", True)
+    return [found] if isinstance(found, str) else found
 
 
 def _field(row: list[str], header: list[str], column: str) -> str:
@@ -373,8 +417,8 @@ def _parquet(path: Path, wanted: _Wanted) -> Iterator[Line | BadLine]:
             schema = file.schema_arrow
             columns = [column for column in _choose(schema.names, wanted) if column is not None]
             for column in columns:
-                _check_holds_text(column, schema.field(column).type)
-            parse = partial(_parquet_texts, columns=columns)
+                _check_holds_text(column, schema.field(column).type, wanted.keeps_words)
+            parse = partial(_parquet_texts, columns=columns, keeps_words=wanted.keeps_words)
             batches = file.iter_batches(batch_size=1024, columns=columns)
             rows = (zip(*(batch.column(column) for column in columns), strict=True) for batch in batches)
             for number, row in enumerate(chain.from_iterable(rows), 1):
@@ -383,16 +427,20 @@ def _parquet(path: Path, wanted: _Wanted) -> Iterator[Line | BadLine]:
         raise ExitkitError(f"not readable as parquet: {error}") from error
 
 
-def _check_holds_text(column: str, kind: Any) -> None:
+def _check_holds_text(column: str, kind: Any, keeps_words: bool) -> None:
     from pyarrow import types
 
+    if keeps_words and (types.is_list(kind) or types.is_large_list(kind)):
+        kind = kind.value_type
     value = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(value) for test in tests):
         raise UsageError(f"column '{column}' holds {kind}, not text; give another column or write it as strings")
 
 
-def _parquet_texts(row: tuple[Any, ...], columns: list[str]) -> Texts:
+def _parquet_texts(row: tuple[Any, ...], columns: list[str], keeps_words: bool) -> Texts:
+    if keeps_words:
+        return _words(row[0].as_py(), f"'{columns[0]}'", True), None
     texts = [_cell(cell, column) for cell, column in zip(row, columns, strict=True)]
     return texts[0], texts[1] if len(texts) == 2 else None
 
@@ -407,14 +455,15 @@ def _cell(cell: Any, column: str) -> str:
 # Columns
 
 
-def _choose(names: Sequence[str], wanted: _Wanted) -> Texts:
+def _choose(names: Sequence[str], wanted: _Wanted) -> Names:
     """The columns (or keys) of the text and its pair: those asked for, else the only ones of a usual name."""
     if wanted.text is not None:
-        chosen: Texts = wanted.text, wanted.pair
+        chosen: Names = wanted.text, wanted.pair
     elif wanted.expects_pair:
         chosen = _only_pair(names)
     else:
-        chosen = _only_single(names), None
+        in_words = [name for name in names if name.lower() in WORDS]
+        chosen = _only_single(in_words if wanted.keeps_words and in_words else names), None
     for column in chosen:
         if column is not None and column not in names:
             raise UsageError(one_of("column", column, names))

@@ -8,7 +8,19 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-COLUMNS = ("score", "drop", "agree", "layers", "flops", "time", "p50 ms", "p95 ms", "p99 ms", "rows/s", "rows per exit")
+COLUMNS = (
+    "score",
+    "drop",
+    "agree",
+    "layers",
+    "flops",
+    "time",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "rows/s",
+    "units per exit",
+)
 NARROW = ("score", "drop", "layers", "flops", "time", "p50 ms", "rows/s")
 """What fits a terminal of 80 columns; the report has all."""
 

@@ -72,7 +72,7 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
         ExitkitError: training diverged.
     """
     assert job.rows.task is not None
-    encoded = encode(job.rows, job.tokenizer, job.max_length)
+    encoded = encode(job.rows, job.tokenizer, job.max_length, job.rows.task.kind == "tagging")
     encoded.set_format("python")
     samples = seconds = 0.0
     for phase in phases:
@@ -92,7 +92,7 @@ def _without_labels(job: Job, encoded: Dataset) -> Dataset:
     """Training rows and unlabelled ones, without labels."""
     parts = [encoded.remove_columns("labels")]
     if job.unlabelled is not None:
-        parts.append(encode(job.unlabelled, job.tokenizer, job.max_length))
+        parts.append(encode(job.unlabelled, job.tokenizer, job.max_length, job.model.task == "tagging"))
     joined = concatenate_datasets(parts)
     joined.set_format("python")
     return joined

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -18,7 +17,7 @@ from transformers import (
 
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import Pooling
-from exitkit.model import ExitModel
+from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
 from exitkit.tasks import Task
@@ -59,7 +58,7 @@ def starting_model(
     """
     config, tokenizer = _open(source)
     encoder = registry.encoder(config.model_type)
-    theirs, meant = _classes(config), config.problem_type
+    theirs, meant = _classes(config, task), config.problem_type
     _check_weights(source)
     config.num_labels = task.outputs
     if task.labels:
@@ -68,7 +67,7 @@ def starting_model(
     config.problem_type = task.problem_type
     try:
         with quiet():
-            stock, report = AutoModelForSequenceClassification.from_pretrained(
+            stock, report = stock_class(task.kind).from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
@@ -127,7 +126,7 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
                 f"model's outputs. The data has {known or 'no classes'}."
             )
         return tuple(names)
-    theirs = None if source.startswith("demo:") else _classes(_open(source)[0])
+    theirs = None if source.startswith("demo:") else _classes(_open(source)[0], task)
     if theirs is None or len(theirs) != len(task.labels):
         return task.labels
     if sorted(theirs) == sorted(task.labels):
@@ -138,9 +137,10 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
     )
 
 
-def _classes(config: PreTrainedConfig) -> tuple[str, ...] | None:
-    """The labels of a fine-tuned classifier in order; None for anything else."""
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+def _classes(config: PreTrainedConfig, task: Task) -> tuple[str, ...] | None:
+    """The labels of a classifier fine-tuned for such a task in order; None for anything else."""
+    wanted = stock_class(task.kind).__name__.removeprefix("AutoModel")
+    if not any(name.endswith(wanted) for name in config.architectures or []):
         return None
     return tuple(config.id2label[number] for number in sorted(config.id2label))
 

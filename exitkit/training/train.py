@@ -20,12 +20,13 @@ from transformers import PreTrainedTokenizerBase, set_seed
 import exitkit
 from exitkit import artifact, config, model_card, runtime
 from exitkit.config import Choice, TrainConfig
-from exitkit.data.batches import batches, encode, limit
+from exitkit.data.batches import limit
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
+from exitkit.measure import Sample
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar, quiet
@@ -69,7 +70,9 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     device = runtime.device(settings)
     set_seed(settings.seed)
     with _model_folder(str(settings.model), settings.seed) as source:
-        start = starting_model(source, data.task, settings.exits, choose_pooling(settings.pooling), registry, scale)
+        start = starting_model(
+            source, data.task, settings.exits, choose_pooling(settings.pooling, data.task.kind), registry, scale
+        )
     model, tokenizer = start.model, start.tokenizer
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
     attach_probes(model, recipe_name, registry)
@@ -186,20 +189,21 @@ def score_exits(
     device: torch.device,
 ) -> list[dict[str, float]]:
     """Score of every exit on some rows."""
-    encoded = encode(rows, tokenizer, max_length)
+    task = rows.task
+    assert task is not None
+    sample = Sample(rows, tokenizer, max_length, task, device)
+    truth = sample.truth
+    assert truth is not None
     model.eval()
     with bar("scoring exits", len(rows)) as advance:
 
-        def padded() -> Iterator[dict[str, torch.Tensor]]:
-            for batch in batches(encoded, tokenizer, 64):
-                batch.pop("labels")
-                yield {name: tensor.to(device) for name, tensor in batch.items()}
+        def moving() -> Iterator[dict[str, torch.Tensor]]:
+            for batch in sample.batches(64):
+                yield batch
                 advance(64)
 
-        recording = record(model, padded())
-    task = rows.task
-    assert task is not None
-    truth, answers = label_array(rows), task.answers(recording.logits)
+        recording = record(model, moving())
+    answers = [sample.answers(logits) for logits in recording.logits]
     reference = truth if needs_labels(metric) else answers[-1]
     score, usual = task.metric(metric), task.metric(task.default_metric)
     return [

@@ -13,7 +13,6 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -21,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from exitkit.data.batches import NO_LABEL, collator
 from exitkit.errors import UsageError, one_of
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
@@ -77,9 +77,12 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     ) -> Tensor:
         batch = {name: value for name, value in inputs.items() if name != "labels"}
         said = model(**batch, embedded=embedded, between=self._hook("between"), onward=self._hook("onward"))
+        labels = inputs.get("labels")
+        if labels is not None and "words" in batch:
+            labels = labels[labels != NO_LABEL]  # [U]
         seen = EveryExit(
             logits=said.logits,
-            labels=inputs.get("labels"),
+            labels=labels,
             layers=self.model.exits,
             task=self.task,
             weights=None if self.weights is None else self.weights.to(said.logits.device),
@@ -231,7 +234,7 @@ def run_phase(
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collator(tokenizer),
         optimizers=(optimizer(phase, model, args.weight_decay), None),
         callbacks=[ShowProgress(advance)],
         recipe=recipe,

@@ -1,0 +1,138 @@
+"""Tags of words: answers sentence by sentence, schemes of spans, and metrics over words and spans.
+
+Answers are an object array with one array of tag numbers per sentence, so that rows are sentences everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from seqeval.scheme import BILOU, IOB2, IOBES, Entities
+
+from exitkit.metrics import Values
+
+SCHEMES = {"IOB2": (IOB2, set("BIO")), "IOBES": (IOBES, set("BIOES")), "BILOU": (BILOU, set("BIOLU"))}
+OUTSIDE = "O"
+
+Span = tuple[int, int, str]
+"""First word, word after the last, kind."""
+
+
+@dataclass(frozen=True)
+class OfSums:
+    """A metric that is a function of sums over rows, so that its bootstrap needs no second look at the rows."""
+
+    counts: Callable[[Values, Values], npt.NDArray[np.float64]]  # (truth, answers) -> [N, k]
+    value: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]  # sums [..., k] -> [...]
+
+    def __call__(self, truth: Values, answers: Values) -> float:
+        """The score of all rows."""
+        return float(self.value(self.counts(truth, answers).sum(axis=0)))
+
+
+def sentences(tags: Iterable[Sequence[int] | npt.NDArray[Any]]) -> Values:
+    """An object array [N] of arrays of tag numbers."""
+    listed = [np.asarray(one, dtype=np.int64) for one in tags]
+    found = np.empty(len(listed), dtype=object)
+    found[:] = listed
+    return found
+
+
+def scheme_of(labels: Sequence[str]) -> str | None:
+    """The scheme that tags are written in, seen from their prefixes; None for plain tags."""
+    prefixes = set()
+    for label in labels:
+        prefix, dash, kind = label.partition("-")
+        if label != OUTSIDE and not (dash and kind and len(prefix) == 1):
+            return None
+        prefixes.add(prefix)
+    if not prefixes & set("BU"):
+        return None
+    return next((name for name, (_, known) in SCHEMES.items() if prefixes <= known), None)
+
+
+def spans(tags: Sequence[Sequence[str]], scheme: str) -> list[set[Span]]:
+    """The spans of every sentence by seqeval's strict rules: one that breaks the scheme is none."""
+    entities = Entities([list(one) for one in tags], SCHEMES[scheme][0])
+    return [{(entity.start, entity.end, entity.tag) for entity in one} for one in entities.entities]
+
+
+def first_break(tags: Sequence[str], scheme: str) -> int | None:
+    """The first word whose tag breaks the scheme beside the one before it, or at the end; None when all is well."""
+    going_on = {"IOB2": "I", "IOBES": "IE", "BILOU": "IL"}[scheme]
+    unfinished = () if scheme == "IOB2" else ("B", "I")  # in IOB2 a span may end anywhere
+    before, kind_before = OUTSIDE, ""
+    for place, tag in enumerate(tags):
+        prefix, _, kind = tag.partition("-")
+        continues = before in ("B", "I") and prefix in going_on and kind == kind_before
+        if not continues and (prefix in going_on or before in unfinished):
+            return place
+        before, kind_before = prefix, kind
+    return len(tags) - 1 if tags and before in unfinished else None
+
+
+def word_accuracy() -> OfSums:
+    """Share of words with the right tag."""
+
+    def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
+        return np.array([((t == a).sum(), len(t)) for t, a in zip(truth, answers, strict=True)], dtype=float)
+
+    return OfSums(counts, _share)
+
+
+def word_f1(number: int) -> OfSums:
+    """F1 of one tag over words."""
+
+    def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
+        rows = [((t == number), (a == number)) for t, a in zip(truth, answers, strict=True)]
+        return np.array([((t & a).sum(), t.sum(), a.sum()) for t, a in rows], dtype=float)
+
+    return OfSums(counts, _f1)
+
+
+def word_f1_macro(tags: int) -> OfSums:
+    """F1 of every tag that occurs, in the truth or among the answers, averaged."""
+    each = [word_f1(number) for number in range(tags)]
+
+    def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
+        return np.concatenate([one.counts(truth, answers) for one in each], axis=1)
+
+    def value(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        parts = sums.reshape(*sums.shape[:-1], tags, 3)
+        occurs = parts[..., 1] + parts[..., 2] > 0
+        found: npt.NDArray[np.float64] = (_f1(parts) * occurs).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
+        return found
+
+    return OfSums(counts, value)
+
+
+def span_f1(labels: Sequence[str], scheme: str, kind: str | None = None) -> OfSums:
+    """Strict F1 of spans, or of those of one kind: both ends and the kind must be right (seqeval, micro average)."""
+
+    def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
+        named = partial(_named, labels)
+        both = zip(spans(named(truth), scheme), spans(named(answers), scheme), strict=True)
+        rows = [({s for s in t if kind in (None, s[2])}, {s for s in a if kind in (None, s[2])}) for t, a in both]
+        return np.array([(len(t & a), len(t), len(a)) for t, a in rows], dtype=float)
+
+    return OfSums(counts, _f1)
+
+
+def _named(labels: Sequence[str], rows: Values) -> list[list[str]]:
+    return [[labels[number] for number in row] for row in rows]
+
+
+def _share(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    found: npt.NDArray[np.float64] = sums[..., 0] / np.maximum(sums[..., 1], 1)
+    return found
+
+
+def _f1(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """2·both / (true + given); 0 where there is nothing."""
+    found: npt.NDArray[np.float64] = 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+    return found
