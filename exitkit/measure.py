@@ -85,7 +85,7 @@ class Sample:
 
     def by_unit(self, answers: Answers) -> Answers:
         """Answers of rows as answers of units [U]."""
-        return answers if self.words is None else np.concatenate(answers)[self.words.seen]
+        return answers if self.words is None else self.words.of_units(answers)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,11 @@ class Words:
     def total(self) -> int:
         """How many words there are."""
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    def of_units(self, answers: Answers) -> Answers:
+        """Answers of sentences as answers of units [U]."""
+        found: Answers = np.concatenate(answers)[self.seen] if len(answers) else np.zeros(0, dtype=np.int64)
+        return found
 
     @property
     def lost(self) -> int:

@@ -121,7 +121,7 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
     place = torch.zeros_like(sequence) if recording.place is None else recording.place
     for exit in range(schedule.asks_from, last + 1):
         said_now = limits.temper(exit, recording.logits[exit - 1])
-        if recording.sequence is not None and exit < last:
+        if recording.sequence is not None and exit < last and "answered" not in schedule.first.reads:
             said_now = torch.where(live[:, None], said_now, answers)
         seen = Evidence(
             exit=exit,

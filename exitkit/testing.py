@@ -17,13 +17,19 @@ from exitkit.encoders.bert import BertEncoder
 from exitkit.loop import run
 from exitkit.model import ExitModel
 from exitkit.policy import Decision, Evidence, ExitPolicy, Knob, Shape, State, knobs
-from exitkit.replay import Recording, record, replay
-from exitkit.settings import Schedule, knob_range, off, schedule
+from exitkit.replay import Outcome, Recording, record, replay
+from exitkit.settings import Schedule, knob_range, off, rewrites, schedule
 from exitkit.tasks import TASKS
 from exitkit.trace import Trace
 
 SHAPE = Shape(exits=6, layers=6, labels=3, width=8, task="classification")
-SHAPES = (SHAPE, replace(SHAPE, task="multi-label"), replace(SHAPE, task="regression", labels=1, scale=2.0))
+SHAPES = (
+    SHAPE,
+    replace(SHAPE, task="multi-label"),
+    replace(SHAPE, task="regression", labels=1, scale=2.0),
+    replace(SHAPE, task="tagging"),
+)
+SENTENCE = 5  # words of a scripted sentence
 
 
 def evidence(logits: Tensor, exit: int = 1, exits: int = 6, **fields: Any) -> Evidence:
@@ -73,8 +79,7 @@ def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mappi
             _check_yaml(plan, policy, shape)
         _check_knobs(policy, name, held, shape)
         _check_off(policy, name, shape)
-        if not policy.rewrites:
-            _check_replay(policy, name, held, shape)
+        _check_runs(policy, name, held, shape)
 
 
 def scripted(units: int = 40, shape: Shape = SHAPE, seed: int = 0) -> Tensor:
@@ -89,15 +94,27 @@ def scripted(units: int = 40, shape: Shape = SHAPE, seed: int = 0) -> Tensor:
 
 
 def recording(logits: Tensor, shape: Shape = SHAPE) -> Recording:
-    """Scripted answers [E, U, C] as a recording of sequences of 10 tokens."""
-    lengths = torch.full((logits.shape[1],), 10)
-    return Recording(logits, lengths, shape, tuple(range(1, shape.exits + 1)))
+    """Scripted answers [E, U, C] as a recording of sequences of 10 tokens, in tagging of sentences of 5 words."""
+    units = logits.shape[1]
+    layers = tuple(range(1, shape.exits + 1))
+    if shape.task != "tagging":
+        return Recording(logits, torch.full((units,), 10), shape, layers)
+    sequence, place = _sentences(units)
+    lengths = torch.full((-(-units // SENTENCE),), 10)
+    return Recording(logits, lengths, shape, layers, sequence=sequence, place=place, tokens=torch.ones_like(sequence))
+
+
+def _sentences(units: int) -> tuple[Tensor, Tensor]:
+    """Sentence and place of scripted words."""
+    number = torch.arange(units)
+    return number // SENTENCE, number % SENTENCE
 
 
 def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0, task: str = "classification") -> ExitModel:
     """A random BERT classifier with an exit at every layer, in evaluation mode, whose exits disagree at times."""
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
+    stock = BertForTokenClassification if task == "tagging" else BertForSequenceClassification
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=50,
@@ -109,7 +126,7 @@ def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0, task: str = "cla
         num_labels=labels,
         problem_type=TASKS[task].problem_type,
     )
-    model = ExitModel(BertForSequenceClassification(config), BertEncoder, range(1, layers + 1), "mean").eval()
+    model = ExitModel(stock(config), BertEncoder, range(1, layers + 1), "mean").eval()
     with torch.no_grad():
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
@@ -121,13 +138,18 @@ def tiny_model(layers: int = 6, labels: int = 3, seed: int = 0, task: str = "cla
     return model
 
 
-def tiny_batch(rows: int = 24, seed: int = 0) -> dict[str, Tensor]:
-    """Random token ids of mixed lengths, padded, for `tiny_model`."""
+def tiny_batch(rows: int = 24, seed: int = 0, task: str = "classification") -> dict[str, Tensor]:
+    """Random token ids of mixed lengths, padded, for `tiny_model`; in tagging with words of one or two pieces."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 20, (rows,), generator=random)
     mask = (torch.arange(20) < lengths[:, None]).long()
     ids = torch.randint(5, 50, (rows, 20), generator=random) * mask
-    return {"input_ids": ids, "attention_mask": mask}
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if task == "tagging":
+        first = torch.rand(rows, 20, generator=random) < 0.7
+        inside = (torch.arange(20) > 0) & (torch.arange(20) < lengths[:, None] - 1)  # between [CLS] and [SEP]
+        batch["words"] = torch.where(inside, (first & inside).cumsum(dim=1), -1)
+    return batch
 
 
 def _schedules(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> Iterator[Schedule]:
@@ -163,6 +185,8 @@ def _seen(plan: Schedule, logits: Tensor, exit: int, shape: Shape) -> Evidence:
     """Evidence with all that the policy reads, made from its own row of the logits [E, U, C] alone."""
     policy = type(plan.first)
     more: dict[str, Any] = {"task": shape.task, "scale": shape.scale}
+    if shape.task == "tagging":
+        more["sequence"], more["position"] = _sentences(logits.shape[1])
     if "key" in policy.reads:
         more["key"] = _keys(logits)
     if "probe" in policy.reads:
@@ -225,8 +249,10 @@ def _check_purity(plan: Schedule, shape: Shape) -> None:
 def _check_batch_mates(plan: Schedule, shape: Shape) -> None:
     """Permuting and splitting the batch changes nobody's decision or state."""
     logits = scripted(shape=shape)
-    order = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(1))
-    parts = {"another order": order, "half of the batch": torch.arange(logits.shape[1] // 2), "one unit": order[:1]}
+    mates = SENTENCE if shape.task == "tagging" else 1  # units that may look at each other
+    order = torch.randperm(logits.shape[1] // mates, generator=torch.Generator().manual_seed(1))
+    order = (order[:, None] * mates + torch.arange(mates)).flatten()
+    parts = {"another order": order, "half of the batch": torch.arange(logits.shape[1] // 2), "one": order[:mates]}
     for what, rows in parts.items():
         both = zip(_walk(plan, logits, shape), _walk(plan, logits[:, rows], shape), strict=True)
         for (_, _, whole, state), (_, _, part, part_state) in both:
@@ -266,20 +292,22 @@ def _check_off(policy: type[ExitPolicy], name: str, shape: Shape) -> None:
         assert (taken == shape.exits).all(), f"{name}: a unit leaves early although the policy is off"
 
 
-def _check_replay(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
-    """A replayed recording and live runs in batches of any size agree."""
-    model, rows = tiny_model(labels=shape.labels, task=shape.task), tiny_batch()
+def _check_runs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
+    """Live runs in batches of any size agree, with each other and, where a replay is exact, with that."""
+    model, rows = tiny_model(labels=shape.labels, task=shape.task), tiny_batch(task=shape.task)
     probe = policy.probe(model.shape) if "probe" in policy.reads else None
     if probe is not None:
         model.probes[name] = probe.eval()
     recorded = record(model, [rows], model.probes)
     for plan in _schedules(policy, name, held, model.shape):
-        outcome = replay(recorded, plan)
+        exact = not rewrites(policy, model.shape)
+        outcome: Trace | Outcome = replay(recorded, plan) if exact else run(model, rows, plan)
         for size in (1, 7, 24):
             batches = [
                 {key: value[start : start + size] for key, value in rows.items()}
                 for start in range(0, recorded.sequences, size)
             ]
             trace = Trace.join([run(model, batch, plan) for batch in batches])
-            assert torch.equal(trace.exit, outcome.exit), f"{name}: {plan.settings} exits otherwise live than replayed"
-            assert torch.allclose(trace.logits, outcome.logits, atol=1e-4), f"{name}: answers differ from the replay"
+            where = "live than replayed" if exact else f"in batches of {size}"
+            assert torch.equal(trace.exit, outcome.exit), f"{name}: {plan.settings} exits otherwise {where}"
+            assert torch.allclose(trace.logits, outcome.logits, atol=1e-4), f"{name}: answers differ {where}"

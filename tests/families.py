@@ -11,6 +11,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from exitkit.heads import Pooling
 from exitkit.loop import every_exit
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
@@ -110,7 +111,8 @@ def stock(family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = t
 def with_exits(model: PreTrainedModel) -> ExitModel:
     """Exits at every layer of a stock model."""
     layers = model.config.num_hidden_layers
-    made = ExitModel(model, installed().encoder(model.config.model_type), range(1, layers + 1), "mean")
+    pooling: Pooling = "cls" if type(model).__name__.endswith("ForTokenClassification") else "mean"
+    made = ExitModel(model, installed().encoder(model.config.model_type), range(1, layers + 1), pooling)
     return made.to(next(model.parameters()).dtype).eval()
 
 

@@ -136,7 +136,7 @@ def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
     batches = sample.batches(max(settings.batch_size))
     full = sample.answers(run_all(model, batches, full_model(model, registry), "full model").logits)
     lengths = torch.cat([batch["attention_mask"].sum(dim=1).cpu() for batch in batches]).numpy()
-    judged = Judged(sample, lengths, full)
+    judged = Judged(rows, model.task, lengths, full, sample.truth, sample.words)
     plans = {contender.key: contender.plan for contender in taking_part} | fixed
     results: dict[str, dict[str, Any]] = {}
     for key, plan in plans.items():

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exitkit.measure import Sample
+from exitkit.data.sources import Rows
+from exitkit.measure import Words
 from exitkit.tasks import Answers, Task
 
 MOST_SHOWN = 100
@@ -22,29 +23,31 @@ LENGTHS = (0.25, 0.5, 0.75)  # quantiles between which rows count as alike
 class Judged:
     """The rows of a benchmark and what the full model says of them."""
 
-    sample: Sample
-    row_lengths: npt.NDArray[np.int64]  # [N] tokens of each row
+    rows: Rows
+    task: Task
+    lengths: npt.NDArray[np.int64]  # [N] tokens of each row
     row_full: Answers  # the full model's, row by row
-
-    @property
-    def task(self) -> Task:
-        """What is answered."""
-        return self.sample.task
+    row_truth: Answers | None  # labels, row by row
+    words: Words | None = None  # in tagging
 
     @property
     def row(self) -> npt.NDArray[np.int64]:
         """[U] the row of each unit."""
-        return np.arange(len(self.row_lengths)) if self.sample.words is None else self.sample.words.row
+        return np.arange(len(self.lengths)) if self.words is None else self.words.row
+
+    def by_unit(self, answers: Answers) -> Answers:
+        """[U] answers of rows, unit by unit."""
+        return answers if self.words is None else self.words.of_units(answers)
 
     @cached_property
     def full(self) -> Answers:
-        """[U] the full model's answers, unit by unit."""
-        return self.sample.by_unit(self.row_full)
+        """[U] the full model's answers."""
+        return self.by_unit(self.row_full)
 
     @cached_property
     def truth(self) -> Answers | None:
-        """[U] labels, unit by unit."""
-        return self.sample.unit_labels()
+        """[U] labels."""
+        return None if self.row_truth is None else self.by_unit(self.row_truth)
 
     @property
     def reference(self) -> Answers:
@@ -66,7 +69,7 @@ def breakdown(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64], ex
         share of the rows per exit, score and the full model's score) and `changed`.
     """
     task = judged.task
-    answers = judged.sample.by_unit(answers)
+    answers = judged.by_unit(answers)
     mine, full = (task.unit_scores(judged.reference, given) for given in (answers, judged.full))
 
     def part(name: str, rows: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def breakdown(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64], ex
         "measure": kind if judged.truth is not None else kind.replace("right", "equal to the full model"),
         "by_exit": parts({f"exit {exit}": taken == exit for exit in range(1, exits + 1)}),
         "by_class": parts(_classes(judged)),
-        "by_length": parts(_lengths(judged.row_lengths[judged.row])),
+        "by_length": parts(_lengths(judged.lengths[judged.row])),
         "by_group": parts(_groups(judged)),
         "changed": changed(judged, answers, taken),
     }
@@ -127,10 +130,8 @@ def changed(judged: Judged, answers: Answers, taken: npt.NDArray[np.int64]) -> d
 def _context(judged: Judged, unit: int) -> dict[str, Any]:
     """The row of a unit, and in tagging which word it is."""
     row = int(judged.row[unit])
-    rows = judged.sample.rows
-    data = rows.data[row]
-    found = {"row": row, "text": data["text"], **({"text_pair": data["text_pair"]} if rows.pair else {})}
-    words = judged.sample.words
+    data, words = judged.rows.data[row], judged.words
+    found = {"row": row, "text": data["text"], **({"text_pair": data["text_pair"]} if judged.rows.pair else {})}
     if words is not None:
         number = int(words.seen[unit] - (words.ends[row - 1] if row else 0))
         found["word"] = data["words"][number] if "words" in data else number
@@ -159,7 +160,7 @@ def _lengths(lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]
 
 
 def _groups(judged: Judged) -> dict[str, npt.NDArray[np.bool_]]:
-    data = judged.sample.rows.data
+    data = judged.rows.data
     if "group" not in data.column_names:
         return {}
     names = np.asarray(data["group"][:])[judged.row]

@@ -155,12 +155,12 @@ def read_from(
     picked = _pick(pieces, columns, use_labels, kind)
     if kind is None and _tags_words(pieces, picked):
         task = kind = Tagging.kind
-    data = {"text": _texts(pieces, picked.text)}
-    if kind == Tagging.kind:
-        if picked.text_pair:
-            raise UsageError("tagging takes one text per row, not pairs; say which column with --text-column.")
-        if picked.label is not None or _holds_lists(pieces, picked.text):
-            data = _words(pieces, picked.text)
+    if kind == Tagging.kind and picked.text_pair:
+        raise UsageError("tagging takes one text per row, not pairs; say which column with --text-column.")
+    if kind == Tagging.kind and (picked.label is not None or _holds_lists(pieces, picked.text)):
+        data = _words(pieces, picked.text)
+    else:
+        data = {"text": _texts(pieces, picked.text)}
     if picked.text_pair:
         data["text_pair"] = _texts(pieces, picked.text_pair)
     if picked.group:
@@ -244,6 +244,8 @@ def _words(pieces: Sequence[Piece], name: str | None) -> dict[str, pa.ChunkedArr
         if column.null_count:
             row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
             raise ExitkitError(f"{piece.row(row)}: column '{name}' has no words. Fill or drop such rows.")
+        if pa.types.is_null(column.type.value_type):  # empty lists only
+            column = column.cast(pa.list_(pa.string()))
         if pc.list_flatten(column).null_count:
             row = next(n for n, one in enumerate(column.to_pylist()) if None in one)
             raise ExitkitError(f"{piece.row(row)}: a word in column '{name}' is missing. Fill or drop it.")

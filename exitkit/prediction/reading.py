@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from exitkit.data.columns import WORDS
-from exitkit.data.tables import CONLL, NotAWord, conll
+from exitkit.data.conll import CONLL, NotAWord, conll
 from exitkit.errors import ExitkitError, UsageError, one_of
 
 SINGLES = ("text", "sentence", "question", "review", "content", "tokens", "words")

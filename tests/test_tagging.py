@@ -1,0 +1,451 @@
+"""Tags of words: reading and aligning them, strict spans, the two policies, and all commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exitkit_policies.sentence import Sentence
+from exitkit_policies.token_window import Rescored, TokenWindow, widest
+from sklearn.metrics import f1_score
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+import exitkit
+from exitkit import artifact
+from exitkit.cli import app
+from exitkit.cost import ReplayCost, flops, full_work, prices
+from exitkit.data.batches import encode
+from exitkit.data.sources import read
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.loop import run
+from exitkit.measure import Sample, score
+from exitkit.metrics import interval, interval_of_sums
+from exitkit.plugins import installed
+from exitkit.policy import Shape
+from exitkit.replay import Outcome, record, replay
+from exitkit.settings import off, schedule
+from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
+from exitkit.tasks import Tagging
+from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
+
+REGISTRY = installed()
+BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+@pytest.fixture(scope="module")
+def tagger(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four exits over `demo:tags`."""
+    folder = tmp_path_factory.mktemp("tagger") / "model"
+    exitkit.train(
+        model=str(encoder),
+        data="demo:tags",
+        output=folder,
+        epochs=1,
+        max_train_samples=2500,
+        recipe={"name": "joint", "learning_rate": 2e-3, "head_learning_rate": 2e-3},
+    )
+    return folder
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# Spans
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme"),
+    [
+        (BIO, "IOB2"),
+        (("O", "B-X", "I-X", "E-X", "S-X"), "IOBES"),
+        (("O", "B-X", "I-X", "L-X", "U-X"), "BILOU"),
+        (("NOUN", "VERB", "X"), None),
+        (("O", "PER", "LOC"), None),
+        (("O", "B-X", "E-X", "L-X"), None),
+    ],
+)
+def test_the_scheme_is_seen_from_the_tags(labels: tuple[str, ...], scheme: str | None) -> None:
+    assert scheme_of(labels) == scheme
+    assert Tagging(labels).default_metric == ("span_f1" if scheme else "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "place"),
+    [
+        (["O", "B-X", "I-X", "O"], "IOB2", None),
+        (["O", "I-X"], "IOB2", 1),
+        (["B-X", "I-Y"], "IOB2", 1),
+        (["B-X", "B-X"], "IOB2", None),
+        (["B-X", "I-X", "E-X"], "IOBES", None),
+        (["B-X", "O"], "IOBES", 1),
+        (["S-X", "B-X"], "IOBES", 1),
+        (["U-X", "B-X", "L-X"], "BILOU", None),
+        (["B-X", "L-Y"], "BILOU", 1),
+        ([], "IOBES", None),
+    ],
+)
+def test_the_first_tag_that_breaks_the_scheme_is_found(tags: list[str], scheme: str, place: int | None) -> None:
+    assert first_break(tags, scheme) == place
+
+
+def test_span_f1_is_strict_about_ends_kinds_and_schemes() -> None:
+    truth = sentences([[0, 1, 2, 0], [3, 4], [0]])
+    assert span_f1(BIO, "IOB2")(truth, truth) == 1
+    assert span_f1(BIO, "IOB2")(truth, sentences([[0, 1, 0, 0], [3, 4], [0]])) == 0.5, "an end is wrong"
+    assert span_f1(BIO, "IOB2")(truth, sentences([[0, 1, 2, 0], [1, 2], [0]])) == 0.5, "a kind is wrong"
+    assert span_f1(BIO, "IOB2")(truth, sentences([[0, 2, 2, 0], [3, 4], [0]])) == pytest.approx(2 / 3), (
+        "I- cannot begin"
+    )
+    assert span_f1(BIO, "IOB2", "LOC")(truth, sentences([[0, 0, 0, 0], [3, 4], [0]])) == 1
+    assert spans([["O", "I-PER"]], "IOB2") == [set()]
+
+
+def test_macro_f1_over_words_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    truth, given = (sentences([random.integers(0, 4, n) for n in (3, 0, 7, 12)]) for _ in range(2))
+    expected = f1_score(np.concatenate(truth), np.concatenate(given), average="macro")
+    assert word_f1_macro(5)(truth, given) == pytest.approx(expected), "a tag that occurs nowhere does not count"
+
+
+def test_the_interval_of_sums_is_that_of_rows() -> None:
+    right = np.random.default_rng(1).random(400) < 0.7
+    counts = np.stack([right, np.ones(400)], axis=1)
+    slow = interval(lambda rows: right[rows].mean(), 400, resamples=4000)
+    fast = interval_of_sums(lambda sums: sums[..., 0] / sums[..., 1], counts, resamples=4000)
+    assert fast == pytest.approx(slow, abs=0.005)
+
+
+def test_metrics_of_plain_tags_know_no_spans() -> None:
+    with pytest.raises(UsageError, match="The tags are plain"):
+        Tagging(("NOUN", "VERB")).metric("span_f1")
+    with pytest.raises(UsageError, match="Did you mean 'PER'"):
+        Tagging(BIO).metric("f1:PRE")
+    assert Tagging(("NOUN", "VERB")).metric("f1:VERB")(sentences([[0, 1]]), sentences([[0, 1]])) == 1
+
+
+# Reading
+
+
+def test_words_and_tags_are_found_by_their_usual_names(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "train.jsonl", [{"id": 1, "tokens": ["a", "b c"], "ner_tags": ["O", "B-X"]}]))
+    assert isinstance(rows.task, Tagging)
+    assert rows.data[0] == {"text": "a b c", "words": ["a", "b c"], "label": [1, 0]}
+    assert rows.labels == ("B-X", "O")
+
+
+def test_strings_in_a_table_are_split_at_blanks_or_read_as_json(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('tokens,tags\nhe runs,PRON VERB\n"[""I"", ""am""]","[""PRON"", ""AUX""]"\n')
+    rows = read(tmp_path / "train.csv")
+    assert rows.data["words"][:] == [["he", "runs"], ["I", "am"]]
+
+
+def test_conll_and_conllu_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\n")
+    assert read(tmp_path / "a.conll").data["words"][:] == [["EU", "rejects"], ["Peter"]]
+    (tmp_path / "b.conllu").write_text(
+        "# text = vámonos\n1-2\tvámonos\t_\t_\t_\n1\tvamos\tir\tVERB\tV\n2\tnos\tnosotros\tPRON\tP\n2.1\tx\tx\tX\tX\n"
+    )
+    rows = read(tmp_path / "b.conllu")
+    assert rows.data["words"][:] == [["vamos", "nos"]]
+    assert [rows.labels[tag] for tag in rows.data["label"][0]] == ["VERB", "PRON"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"tokens": ["a"], "tags": ["X"]}, {"tokens": ["a", "b"], "tags": ["X"]}], "row 2 .*: 2 words, but 1 tags"),
+        ([{"tokens": ["a", "b"], "tags": ["X", None]}], "row 1 .*: word 2 has no tag"),
+        ([{"tokens": ["a", None], "tags": ["X", "Y"]}], "row 1 .*: a word in column 'tokens' is missing"),
+        ([{"tokens": ["a"], "tags": ["X"]}, {"tokens": None, "tags": ["X"]}], "row 2 .*'tokens' has no words"),
+        ([{"tokens": [], "tags": []}], "empty lists only"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(rows: list[dict], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ExitkitError, match=words):
+        read(write(tmp_path / "train.jsonl", rows))
+
+
+def test_a_line_that_is_no_word_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("EU B-ORG\nrejects\n")
+    with pytest.raises(ExitkitError, match="line 2: 'rejects' is not a word with its tag"):
+        read(tmp_path / "a.conll")
+
+
+def test_an_unseen_tag_is_named_with_its_row(tmp_path: Path) -> None:
+    file = write(tmp_path / "test.jsonl", [{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a"], "tags": ["B-PRE"]}])
+    with pytest.raises(UsageError, match=r"row 2 .*'B-PRE'.*Did you mean 'B-PER'"):
+        read(file, task=Tagging(BIO))
+
+
+def test_tags_that_break_the_scheme_are_counted_and_the_first_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"tokens": ["a", "b"], "tags": ["B-X", "I-X"]}, {"tokens": ["a", "b"], "tags": ["O", "I-X"]}]
+    with caplog.at_level(logging.WARNING, "exitkit"):
+        read(write(tmp_path / "train.jsonl", rows))
+    assert "1 sentences have tags that break the scheme IOB2" in caplog.text
+    assert "row 2" in caplog.text
+    assert "I-X after O" in caplog.text
+
+
+# Alignment
+
+
+@pytest.fixture
+def tokenizer(encoder: Path):
+    return AutoTokenizer.from_pretrained(encoder)
+
+
+def test_words_without_a_token_get_the_fallback_tag_and_are_counted(
+    tmp_path: Path, tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = ["the", "\u200b", "plot", "was", "good"]
+    rows = read(write(tmp_path / "train.jsonl", [{"tokens": tokens, "tags": ["X", "O", "Y", "X", "Z"]}] * 2))
+    encoded = encode(rows, tokenizer, 5, tagging=True)  # [CLS] the plot was [SEP]
+    assert encoded[0]["words"] == [-1, 0, 2, 3, -1]
+    assert [rows.labels[tag] for tag in encoded[0]["labels"]] == ["X", "Y", "X"], (
+        "labels of the words that have a token"
+    )
+    with caplog.at_level(logging.WARNING, "exitkit"):
+        sample = Sample(rows, tokenizer, 5, rows.task, torch.device("cpu"))
+    assert sample.words.lost == 4
+    assert "4 of 10 words have no token" in caplog.text
+    assert "answered 'O'" in caplog.text
+    said = torch.zeros(6, 4)
+    said[:, rows.labels.index("Z")] = 1.0
+    answers = [[rows.labels[tag] for tag in row] for row in sample.answers(said)]
+    assert answers == [["Z", "O", "Z", "Z", "O"]] * 2
+    assert sample.unit_labels().tolist() == [rows.labels.index(tag) for tag in "XYXXYX"]
+
+
+def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
+    task = Tagging(BIO)
+    truth, given = sentences([[0, 1, 2], [3]]), sentences([[0, 1, 0], [3]])
+    found = score(task, "span_f1", truth, given, truth)
+    assert (found.score, found.full_score, found.agreement) == (0.5, 1.0, 0.75)
+
+
+# Policies
+
+
+def test_the_window_is_the_largest_value_around_a_word_in_its_own_sentence() -> None:
+    values, sequence = torch.tensor([0.9, 0.1, 0.2, 0.3, 0.8]), torch.tensor([0, 0, 0, 1, 1])
+    assert widest(values, sequence, 1).tolist() == values.tolist()
+    assert widest(values, sequence, 3).tolist() == pytest.approx([0.9, 0.9, 0.2, 0.8, 0.8])
+    assert widest(values, sequence, 15).tolist() == pytest.approx([0.9, 0.9, 0.9, 0.8, 0.8])
+
+
+def uncertain(*levels: str) -> torch.Tensor:
+    """Logits of two classes that are sure, fairly sure (0.47) or undecided (1)."""
+    return torch.tensor([{"sure": [9.0, -9.0], "fair": [2.2, 0.0], "none": [0.0, 0.0]}[level] for level in levels])
+
+
+def test_a_word_waits_for_uncertain_neighbours_unless_they_have_left_or_it_may_pass_by() -> None:
+    logits = uncertain("sure", "none", "sure", "sure")
+    words = {"task": "tagging", "sequence": torch.zeros(4, dtype=torch.long), "position": torch.arange(4)}
+    seen = evidence(logits, **words)
+    assert TokenWindow(window=3, threshold=0.5).decide(seen, {})[0].tolist() == [False, False, False, True]
+    assert TokenWindow(window=1, threshold=0.5).decide(seen, {})[0].tolist() == [True, False, True, True]
+    assert TokenWindow(window=3, threshold=0.5, bypass=0.1).decide(seen, {})[0].tolist() == [True, False, True, True]
+    left = evidence(logits, **words, live=torch.tensor([True, False, True, True]))
+    assert TokenWindow(window=3, threshold=0.5).decide(left, {})[0].tolist() == [True, True, True, True]
+    assert TokenWindow(window=3, threshold=0.5, answered="final").decide(left, {})[0].tolist()[0] is False
+
+
+def test_growth_multiplies_the_threshold_from_exit_to_exit() -> None:
+    policy, words = TokenWindow(window=1, threshold=0.2, growth=2.0), {"task": "tagging"}
+    taken = [policy.decide(evidence(uncertain("fair"), exit=exit, **words), {})[0].item() for exit in (1, 2, 3)]
+    assert taken == [False, False, True]  # 0.47 against 0.2, 0.4, 0.8
+
+
+@pytest.mark.parametrize(("pool", "expected"), [("max", 1.0), ("mean", 0.4), ("q75", 0.4), ("q90", 0.76)])
+def test_sentences_pool_the_uncertainty_of_their_words(pool: str, expected: float) -> None:
+    from exitkit_policies.sentence import RANKS, _groups, _mean, _quantile
+
+    values, sequence = torch.tensor([0.2, 0.0, 1.0, 0.4, 0.4, 0.7]), torch.tensor([1, 1, 1, 1, 1, 4])
+    group = _groups(sequence)
+    assert group.tolist() == [0, 0, 0, 0, 0, 1]
+    pooled = _mean(values, group) if pool == "mean" else _quantile(values, group, RANKS[pool])
+    assert pooled[:2].tolist() == pytest.approx([expected, 0.7])
+
+
+def test_a_sentence_leaves_as_a_whole() -> None:
+    seen = evidence(uncertain("sure", "none", "sure"), task="tagging", sequence=torch.tensor([0, 0, 1]))
+    assert Sentence(threshold=0.5).decide(seen, {})[0].tolist() == [False, False, True]
+
+
+def test_policies_of_words_refuse_other_tasks() -> None:
+    for name in ("sentence", "token-window"):
+        with pytest.raises(UsageError, match="does not work for classification"):
+            schedule(name, REGISTRY.policy(name), {}, SHAPE)
+    shape = Shape(exits=3, layers=3, labels=2, width=8, task="tagging")
+    with pytest.raises(UsageError, match="answered is 'never'; allowed: certain, final"):
+        schedule("token-window", TokenWindow, {"answered": "never"}, shape)
+
+
+# The loop
+
+
+def counted(model, rows, policy, name: str = "token-window", **settings):
+    """A live run, and the queries that each layer really computed."""
+    plan = schedule(name, policy, settings, model.shape)
+    seen = [0] * model.shape.layers
+    handles = [
+        block.attention.self.query.register_forward_hook(lambda _, args, __, n=n: seen.__setitem__(n, len(args[0])))
+        for n, block in enumerate(model.stock.base_model.encoder.layer)
+    ]
+    trace = run(model, rows, plan)
+    for handle in handles:
+        handle.remove()
+    return trace, seen
+
+
+@pytest.mark.parametrize("context_halts", [False, True])
+def test_active_tokens_are_those_of_the_trace_and_of_the_replayed_cost(context_halts: bool) -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    trace, computed = counted(model, rows, TokenWindow, window=3, threshold=0.7, context_halts=context_halts)
+    assert list(trace.work.queries) == computed
+    assert len(set(trace.exit.tolist())) > 2, "words leave at several exits"
+    price = prices(model)
+    recording = record(model, [rows])
+    cost = ReplayCost(recording, price, reads_logits=True, context_halts=context_halts)
+    found = cost.speedups(Outcome(trace.logits, trace.exit))
+    full = flops(full_work(trace.work, len(trace.exit)), price)
+    assert found["flops"] == pytest.approx(full / flops(trace.work, price), rel=1e-12)
+
+
+def test_context_that_halts_computes_less() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    settings = {"window": 1, "threshold": 0.7}
+    active, _ = counted(model, rows, TokenWindow, **settings)
+    halting, _ = counted(model, rows, TokenWindow, **settings, context_halts=True)
+    assert sum(halting.work.queries) < sum(active.work.queries)
+
+
+def test_rescoring_pays_heads_for_answered_words_and_never_changes_their_answers() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    plain, _ = counted(model, rows, TokenWindow, window=1, threshold=0.7)
+    again, _ = counted(model, rows, Rescored, "token-window-rescored", window=1, threshold=0.7)
+    assert torch.equal(plain.exit, again.exit), "with a window of one word nobody looks at those that left"
+    assert torch.allclose(plain.logits, again.logits, atol=1e-5)
+    assert sum(again.work.heads) > sum(plain.work.heads)
+
+
+def test_a_replay_of_sentences_is_exact() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    plan = schedule("sentence", Sentence, {"threshold": 0.25, "pool": "mean"}, model.shape)
+    recording = record(model, [rows])
+    outcome, trace = replay(recording, plan), run(model, rows, plan)
+    assert torch.equal(outcome.exit, trace.exit)
+    assert len(set(trace.exit.tolist())) > 1
+    assert outcome.of_sequences(recording).shape == (24,)
+    price = prices(model)
+    found = ReplayCost(recording, price, reads_logits=True).speedups(outcome)["flops"]
+    assert found == pytest.approx(flops(full_work(trace.work, len(trace.exit)), price) / flops(trace.work, price))
+
+
+# All commands
+
+
+def test_training_scores_spans_and_the_checkpoint_is_a_plain_tagger(tagger: Path) -> None:
+    metrics = json.loads((tagger / "metrics.json").read_text())
+    assert (metrics["task"], metrics["metric"]) == ("tagging", "span_f1")
+    scores = [one["score"] for one in metrics["exits"]]
+    assert scores[-1] > max(0.6, scores[0]), "the tag of praise depends on the words before it"
+    model = artifact.read(tagger, REGISTRY)
+    stock = AutoModelForTokenClassification.from_pretrained(tagger).eval()
+    rows = read("demo:tags", "test[:8]", task=model.task)
+    batch = Sample.of(rows, model).batches(8)[0]
+    ours = run(model.model, batch, off("token-window", TokenWindow, model.model.shape))
+    with torch.no_grad():
+        theirs = stock(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert torch.allclose(ours.logits, theirs[batch["words"] >= 0], atol=1e-5), "every demo word is one piece"
+
+
+def test_calibrate_benchmark_and_predict_by_words(tagger: Path, tmp_path: Path) -> None:
+    command = CliRunner()
+    args = [
+        "calibrate",
+        str(tagger),
+        "--target-speedup",
+        "1.3x",
+        "--currency",
+        "layers",
+        "--json",
+        "--split",
+        "test[:400]",
+    ]
+    result = command.invoke(app, args)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["policy"], found["metric"]) == ("token-window", "span_f1")
+    assert found["measured_speedup"]["layers"] >= 0.97 * 1.3
+    assert found["full_score"] - found["score"] < 0.2
+    report = tmp_path / "report"
+    args = [
+        "benchmark",
+        str(tagger),
+        "--policy",
+        "token-window",
+        "--policy",
+        "sentence",
+        "--speedups",
+        "1x,1.3x",
+        "--currency",
+        "layers",
+    ]
+    args += ["--split", "test[400:600]", "--set", "rounds=1", "--output", str(report), "--json"]
+    result = command.invoke(app, args)
+    assert result.exit_code == 0, result.output
+    runs = json.loads(result.stdout)["runs"]
+    off_run = next(run for run in runs if run["policy"] == "token-window" and run["target"] == 1)
+    assert (off_run["drop"], off_run["agreement"]) == (0, 1)
+    words = sum(off_run["exit_histogram"])
+    assert words > 200 == off_run["rows"], "the histogram counts words"
+    shown = next(run for run in runs if run["policy"] == "token-window" and run["target"] == 1.3)["breakdown"][
+        "changed"
+    ]
+    assert all("word" in one for one in shown["shown"])
+    assert (report / "index.html").stat().st_size > 10_000
+    answers = exitkit.load(tagger).predict([["the", "plot", "was", "not", "very", "good"], []])
+    assert [len(answers[0][key]) for key in ("tags", "score", "exit")] == [6, 6, 6]
+    assert answers[1] == {"tags": [], "score": [], "exit": []}
+
+
+def test_raw_text_gets_spans_with_the_offsets_of_their_characters(tagger: Path) -> None:
+    text = "The  plot was superb."
+    answer = exitkit.load(tagger).predict([text], policy="fixed", probabilities=True)[0]
+    assert [text[start:end] for start, end in answer["words"]] == ["The", "plot", "was", "superb", "."]
+    assert len(answer["tags"]) == len(answer["probabilities"]) == 5
+    thing = next(span for span in answer["spans"] if span["label"] == "THING")
+    assert (thing["start"], thing["end"], thing["text"]) == (5, 9, "plot")
+    with pytest.raises(UsageError, match="answers words"):
+        exitkit.load(tagger).predict_proba([text])
+
+
+def test_predict_reads_conll_and_refuses_a_mixture(tagger: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.conll").write_text("the\nplot\nwas\ngood\n\nthe\nmusic\n")
+    command = CliRunner()
+    args = ["predict", str(tagger), "--policy", "fixed", "--input"]
+    result = command.invoke(app, [*args, str(tmp_path / "in.conll")])
+    assert result.exit_code == 0, result.output
+    assert [len(json.loads(line)["tags"]) for line in result.stdout.splitlines()] == [4, 2]
+    mixed = write(tmp_path / "in.jsonl", [{"tokens": ["the", "plot"]}, {"text": "the plot"}])
+    result = command.invoke(app, [*args, str(mixed)])
+    assert result.exit_code == 1
+    assert "line 2: a text, where the lines before are lists of words" in result.stderr
+
+
+def test_a_sentence_of_ten_thousand_words_is_cut_and_answered_in_full(tagger: Path) -> None:
+    answer = exitkit.load(tagger).predict([["good"] * 10_000], policy="fixed")[0]
+    assert len(answer["tags"]) == 10_000
+    assert answer["exit"][0] is not None
+    assert (answer["exit"][-1], answer["score"][-1]) == (None, None)
+    assert answer["tags"][-1] == "O"
