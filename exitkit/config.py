@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from exitkit.errors import UsageError, one_of
 
 Currency = Literal["layers", "flops", "time"]
-METRICS = ("accuracy", "f1_macro", "f1_micro", "f1:LABEL", "mcc", "pearson", "spearman", "agreement")
+METRICS = ("accuracy", "f1_macro", "f1_micro", "f1:LABEL", "mcc", "pearson", "spearman", "span_f1", "agreement")
 TASKS = Literal["classification", "regression", "multi-label", "tagging"]
 
 

@@ -141,6 +141,9 @@ def config_file(content: str, command: str = "train") -> Make:
 ROWS = "".join(f"row {n},{'ab'[n % 2]}\n" for n in range(40))
 ONE_CLASS = "text,label\n" + "".join(f"row {n},a\n" for n in range(40))
 
+TAGGED = "".join(f'{{"tokens": ["a{n}", "b"], "tags": ["X", "Y"]}}\n' for n in range(20))
+
+
 CASES: list[tuple[str, Make, int, str]] = [
     # training data
     ("no data", lambda room: ["train", "--model", room.encoder, "--output", room.output], 2, "missing --data"),
@@ -226,6 +229,17 @@ CASES: list[tuple[str, Make, int, str]] = [
                                       "--data", room.file("t.csv", "text\na\nb\n")], 2, "needs labels"),
     ("unknown label at test time", lambda room: ["calibrate", room.model, "--target-speedup", "2", "--data",
                                                  room.csv()], 2, "unknown label 'a'"),
+    # tagging
+    ("more words than tags", train_on("t.jsonl", TAGGED + '{"tokens": ["a", "b"], "tags": ["X"]}\n'), 2,
+     "row 21 of split 'train'"),
+    ("tags of a pair", train_on("t.csv", "sentence1,sentence2,tags\n" + "a b,c d,X Y\n" * 20, "--task", "tagging"), 2,
+     "one text per row"),
+    ("a line that is no word", train_on("t.conll", "EU B-ORG\nrejects\n"), 1, "line 2"),
+    ("spans of plain tags", train_on("t.jsonl", TAGGED, "--metric", "span_f1"), 2, "The tags are plain"),
+    ("words that leave in a classifier", calibrate("--target-speedup", "2", "--policy", "token-window"), 2,
+     "does not work for classification"),
+    ("sentences in a classifier", calibrate("--target-speedup", "2", "--policy", "sentence"), 2,
+     "does not work for classification"),
     # benchmark
     ("the rows that chose", benchmark("--data", "demo:reviews", "--split", "validation", "--speedups", "2x",
                                       "--currency", "layers"), 2, "chose the settings"),
