@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,7 @@ class Card:
     data: dict[str, Any]  # Origin of the training rows
     calibration: dict[str, Any]  # Origin of the calibration rows, their number and content hash
     scale: float = 1.0  # in regression, the standard deviation of the training labels
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)  # by policy, what its probe was built with
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -144,7 +145,7 @@ def read(
             "The folder is damaged; train it again or restore the file."
         )
     model = ExitModel(stock, encoder, card.exits, card.pooling, card.scale)  # type: ignore[arg-type]  # checked by read_card
-    _load_exits(folder / EXITS, model, registry)
+    _load_exits(folder / EXITS, model, registry, card.probes)
     model = model.to(device=device, dtype=dtype).eval()
     return Artifact(folder, model, tokenizer, card, read_policies(folder))
 
@@ -203,7 +204,7 @@ def publish(partial: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load_exits(file: Path, model: ExitModel, registry: Registry) -> None:
+def _load_exits(file: Path, model: ExitModel, registry: Registry, built_with: Mapping[str, dict[str, Any]]) -> None:
     if not file.exists():
         raise ExitkitError(f"{file} is missing: the folder holds a plain model without its exits.")
     with _told(file):
@@ -217,12 +218,12 @@ def _load_exits(file: Path, model: ExitModel, registry: Registry) -> None:
     try:
         model.heads.load_state_dict(heads)
         for policy, weights in probes.items():
-            probe = registry.policy(policy).probe(model.shape)
+            probe = registry.policy(policy).probe(model.shape, **built_with.get(policy, {}))
             if probe is None:
                 raise ExitkitError(f"{file} holds a probe of policy '{policy}', and this '{policy}' has none.")
             probe.load_state_dict(weights)
             model.probes[policy] = probe
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ExitkitError(f"{file} does not fit {CARD}: {' '.join(str(error).split())}") from None
     bad = [name for name, value in saved.items() if not torch.isfinite(value).all()]
     if bad:

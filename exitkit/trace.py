@@ -94,9 +94,9 @@ class Recorder:
         self._heads[exit - 1] += logits.shape[0]
         self._logits.index_copy_(0, rows, logits.float())
 
-    def probed(self, units: int, cost: int) -> None:
-        """A policy's own module ran for so many units, at so many multiply-adds each."""
-        self._probes += units * cost
+    def probed(self, times: int, cost: int) -> None:
+        """A policy's own module ran so many times, at so many multiply-adds each."""
+        self._probes += times * cost
 
     def answers(self, rows: Tensor) -> Tensor:
         """The latest logits of the units of these trace rows; zeros before the first answer."""
