@@ -5,6 +5,7 @@
     exitkit.yaml                                      what the exits are and what they were trained on
     policy.yaml                                       what calibrate found
     metrics.json                                      score per exit, from train
+    search-POLICY.jsonl                               runs of a search that calibrate has not finished
 
 No file is a pickle, and none is read.
 """
@@ -41,6 +42,7 @@ from exitkit.tasks import Task, task
 
 FORMAT = 1
 CARD = "exitkit.yaml"
+WEIGHTS = "model.safetensors"
 EXITS = "exits.safetensors"
 POLICY = "policy.yaml"
 METRICS = "metrics.json"
@@ -126,7 +128,7 @@ def read(
         ExitkitError: a file is missing or damaged; the message names it.
     """
     card = read_card(folder)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", WEIGHTS):
         if not (folder / name).exists():
             raise ExitkitError(
                 f"{folder / name} is missing. The folder is damaged; train it again or restore the file."
@@ -135,13 +137,13 @@ def read(
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoder = registry.encoder(config.model_type)
-    with quiet(), _told(folder / "model.safetensors"):
+    with quiet(), _told(folder / WEIGHTS):
         stock, report = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     if report["missing_keys"]:
         raise ExitkitError(
-            f"{folder / 'model.safetensors'} lacks weights ({sorted(report['missing_keys'])[0]}, …). "
+            f"{folder / WEIGHTS} lacks weights ({sorted(report['missing_keys'])[0]}, …). "
             "The folder is damaged; train it again or restore the file."
         )
     model = ExitModel(stock, encoder, card.exits, card.pooling, card.scale)  # type: ignore[arg-type]  # checked by read_card

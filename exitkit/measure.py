@@ -19,6 +19,7 @@ from exitkit.errors import ExitkitError
 from exitkit.limits import Limits
 from exitkit.loop import run
 from exitkit.plugins import Registry
+from exitkit.policy import has_gates
 from exitkit.progress import bar
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch
@@ -46,6 +47,13 @@ def gates_only(name: str, model: Artifact, registry: Registry) -> Schedule:
     """A policy with gates at its defaults, and nobody leaving before the last exit."""
     shape = model.model.shape
     return schedule(name, registry.policy(name), {}, shape, Limits(min_exit=shape.exits))
+
+
+def gated_answers(name: str, model: Artifact, registry: Registry, rows: Sequence[Batch]) -> Answers | None:
+    """What the last exit answers behind a policy's gates; None for a policy without gates."""
+    if not has_gates(registry.policy(name)):
+        return None
+    return model.task.answers(run_all(model, rows, gates_only(name, model, registry), f"gates of {name}").logits)
 
 
 def run_all(model: Artifact, rows: Sequence[Batch], plan: Schedule, title: str) -> Trace:

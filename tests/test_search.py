@@ -153,7 +153,7 @@ def test_a_policy_that_rewrites_later_states_is_calibrated_by_running_it(trained
     model = artifact.read(trained, registry)
     study = Study(model, registry, read("demo:reviews", "validation[:96]"), "accuracy", 32)
     found = study.candidates("skips", {}, "layers")
-    live, _ = confirm(study, "skips", found, "layers", 1.5)
+    live, _ = confirm(study, "skips", {}, found, "layers", 1.5)
     assert live.speedup["layers"] == pytest.approx(live.candidate.speedup["layers"])
     assert live.speedup["layers"] >= 1.45
     assert int(live.trace.layers.max()) == 4

@@ -21,7 +21,6 @@ from exitkit.settings import Schedule, Settings, checked, knob_range, off, sched
 log = logging.getLogger("exitkit")
 
 MOST_POINTS = 240  # values of a knob that are replayed
-MOST_RUNS = 16  # values of a knob that are run, where replay does not hold
 FINE = 0.004  # neighbouring points differ by less than this share of their speed-up, where the data allow
 WINDOW = (0.98, 1.05)
 MOST_DISCRETE = 256
@@ -34,7 +33,7 @@ class Candidate:
     settings: Settings
     speedup: Mapping[str, float]  # by currency
     score: float
-    taken: torch.Tensor  # [N] exit of every unit
+    taken: torch.Tensor  # [N] exit of every unit; where layers may be skipped too, [2, N] exits and layers run
 
 
 Evaluate = Callable[[Schedule], Candidate]
@@ -47,9 +46,8 @@ def candidates(
     shape: Shape,
     evaluate: Evaluate,
     currency: str,
-    most_points: int = MOST_POINTS,
 ) -> list[Candidate]:
-    """Settings worth considering, slow to fast.
+    """Settings of a replayable policy worth considering, slow to fast; `pareto` has those of others.
 
     Whole-number knobs and choices are tried out in full. One real-valued knob, the first that is not held, is tried
     where the speed-up changes: first coarsely, then between neighbours that differ most. Others keep their defaults.
@@ -61,7 +59,6 @@ def candidates(
         shape: the model's.
         evaluate: what a schedule gives.
         currency: the speed-up that guides where to look closer.
-        most_points: how many values of the real-valued knob may be tried.
     """
     free = [knob for knob in knobs(policy, shape.task) if knob.name not in held]
     discrete = [knob for knob in free if knob.kind is int or knob.choices is not None]
@@ -79,7 +76,7 @@ def candidates(
     for values in combinations:
         base = {**held, **{knob.name: value for knob, value in zip(discrete, values, strict=True)}}
         if real:
-            found += _along(name, policy, real[0], base, shape, evaluate, currency, most_points)
+            found += _along(name, policy, real[0], base, shape, evaluate, currency)
         else:
             found.append(evaluate(schedule(name, policy, base, shape)))
     return sorted(found, key=lambda candidate: candidate.speedup[currency])
@@ -204,7 +201,6 @@ def _along(
     shape: Shape,
     evaluate: Evaluate,
     currency: str,
-    most_points: int,
 ) -> list[Candidate]:
     low, high = knob_range(knob, shape)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -219,7 +215,7 @@ def _along(
             seen[value] = evaluate(schedule(name, policy, setting, shape))
         return seen[value]
 
-    grid = sorted({float(v) for v in np.linspace(low, high, min(17, most_points // 2))})
+    grid = sorted({float(v) for v in np.linspace(low, high, 17)})
     for value in grid:
         at(value)
     heap: list[tuple[float, float, float]] = []
@@ -232,7 +228,7 @@ def _along(
 
     for left, right in itertools.pairwise(grid):
         push(left, right)
-    while heap and len(seen) < most_points:
+    while heap and len(seen) < MOST_POINTS:
         _, left, right = heapq.heappop(heap)
         middle = (left + right) / 2
         push(left, middle)

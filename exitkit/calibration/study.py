@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import exitkit
 from exitkit import clock
-from exitkit.artifact import Artifact
-from exitkit.calibration import layer_time, search
+from exitkit.artifact import EXITS, WEIGHTS, Artifact
+from exitkit.calibration import layer_time, pareto, search
+from exitkit.calibration.runs import Runs
 from exitkit.calibration.search import Candidate
 from exitkit.clock import Times
 from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
 from exitkit.limits import NONE, Limits
 from exitkit.loop import run
-from exitkit.measure import Scored, full_model, on_device, run_all, score, truth_of
+from exitkit.measure import Scored, full_model, gated_answers, on_device, run_all, score, truth_of
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, schedule
-from exitkit.tasks import needs_labels
+from exitkit.tasks import Answers, needs_labels
 from exitkit.trace import Trace
 
 TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
@@ -52,7 +58,9 @@ class Study:
         metric: str,
         batch_size: int,
         limits: Limits = NONE,
+        keeps_runs: bool = False,
     ) -> None:
+        """`keeps_runs`: live runs of a search are written to the artifact's folder, see `runs_file`."""
         self.model, self.registry, self.rows, self.metric = model, registry, rows, metric
         self.task = model.task
         self.batches = on_device(rows, model, batch_size)
@@ -76,25 +84,35 @@ class Study:
         self._plan_full = full_model(model, registry)
         self.limits = limits
         """Rules around every policy; change them before candidates are asked for."""
+        self.keeps_runs = keeps_runs
+        self._runs: dict[tuple[str, Limits], Runs] = {}
+        self._gated: dict[str, Answers | None] = {}
 
     def candidates(self, name: str, held: Mapping[str, Any], currency: str) -> list[Candidate]:
         """All settings of a policy worth considering, slow to fast."""
-        policy = self.registry.policy(name)
-        return search.candidates(
-            name,
-            policy,
-            held,
-            self.model.model.shape,
-            self.evaluator(name),
-            currency,
-            most_points=search.MOST_RUNS if policy.rewrites else search.MOST_POINTS,
-        )
+        policy, shape = self.registry.policy(name), self.model.model.shape
+        if policy.rewrites:
+            return pareto.candidates(pareto.space(name, policy, held, shape), self.evaluator(name), currency)
+        return search.candidates(name, policy, held, shape, self.evaluator(name), currency)
+
+    def nearer(
+        self, name: str, held: Mapping[str, Any], found: Sequence[Candidate], currency: str, target: float
+    ) -> list[Candidate]:
+        """The candidates, and for policies that must be run some more between those next to a target."""
+        policy, shape = self.registry.policy(name), self.model.model.shape
+        if not policy.rewrites:
+            return list(found)
+        return pareto.nearer(pareto.space(name, policy, held, shape), found, self.evaluator(name), currency, target)
 
     def evaluator(self, name: str) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
         policy = self.registry.policy(name)
         if policy.rewrites:
-            return self._run
+            key = (name, self.limits)
+            if key not in self._runs:
+                file = runs_file(self.model.folder, name) if self.keeps_runs else None
+                self._runs[key] = Runs(self._run, self._about(name), file)
+            return self._runs[key]
         asks_from = self.limits.min_exit if policy.start is ExitPolicy.start else 1
         reads = reads_heads(policy)
         cost = ReplayCost(self.recording, self.price, reads, asks_from, self.price.probes.get(name, 0))
@@ -126,7 +144,7 @@ class Study:
         trace = run_all(self.model, self.batches, plan, f"confirming {name}")
         times = self._time(plan)
         answers = self.task.answers(trace.logits)
-        scored = score(self.task, self.metric, self.truth, answers, self.full)
+        scored = score(self.task, self.metric, self.truth, answers, self.full, self.gated(name))
         return Live(
             candidate=candidate,
             trace=trace,
@@ -134,6 +152,17 @@ class Study:
             time_ci=times.speedup_interval(name, "full"),
             scored=scored,
         )
+
+    def gated(self, name: str) -> Answers | None:
+        """What the last exit answers behind a policy's gates; None for a policy without gates."""
+        if name not in self._gated:
+            self._gated[name] = gated_answers(name, self.model, self.registry, self.batches)
+        return self._gated[name]
+
+    def score_to_lose(self, name: str) -> float:
+        """What losses of a policy count from: the full model's score, or that behind its gates if it is larger."""
+        gated = self.gated(name)
+        return self.full_score if gated is None else max(self.full_score, self._score(self._reference, gated))
 
     def plan(self, name: str, settings: Mapping[str, Any]) -> Schedule:
         """Settings as a schedule for this model."""
@@ -161,5 +190,27 @@ class Study:
             settings=plan.settings,
             speedup={**counted, "time": counted["flops"]},  # a first guess, corrected by live runs
             score=self._score(self._reference, answers),
-            taken=trace.exit,
+            taken=torch.stack([trace.exit, trace.layers]),
         )
+
+    def _about(self, name: str) -> dict[str, Any]:
+        """All that a live run depends on besides its settings."""
+        return {
+            "policy": name,
+            "exitkit": exitkit.__version__,
+            "weights": [_digest(self.model.folder / file) for file in (WEIGHTS, EXITS)],
+            "precision": str(next(self.model.model.parameters()).dtype),
+            "rows": self.rows.hash(),
+            "metric": self.metric,
+            "limits": self.limits.as_dict(self.model.card.labels),
+        }
+
+
+def runs_file(folder: Path, name: str) -> Path:
+    """Where the live runs of a search stand while it is under way."""
+    return folder / f"search-{re.sub('[^A-Za-z0-9_-]', '-', name)}.jsonl"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
