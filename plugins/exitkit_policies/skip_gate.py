@@ -112,7 +112,8 @@ class AttentionGate(nn.Module):
         owner = torch.repeat_interleave(bounds.diff(), output_size=tokens)  # [T] sequence of each token
         asked = self.query(states[bounds[:-1]])[owner]  # [T, 128] the question that each token answers
         scores = (asked * self.key(states)).view(tokens, HEADS, -1).sum(dim=-1) / math.sqrt(INNER // HEADS)
-        shares = softmax_within(scores.float(), owner, bounds).to(states.dtype)  # [T, 2]
+        exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        shares = softmax_within(exact, owner, bounds).to(states.dtype)  # [T, 2]
         given = shares[:, :, None] * self.value(states).view(tokens, HEADS, -1)
         said: Tensor = self.out(sum_within(given.flatten(1), bounds))
         return said.squeeze(1)
