@@ -215,7 +215,7 @@ def _generations(
                 candidate = where.run(evaluate, trial.params)
                 study.tell(trial, [_log_speedup(candidate, currency, where), candidate.score])
                 found.append(candidate)
-            for _ in range(SIZE - len(asked)):
+            for _ in range((generation + 1) * SIZE - (len(found) - len(start))):
                 settings = _widest(where, found, currency)
                 if settings is None:
                     break
@@ -263,23 +263,32 @@ def _widest(where: Space, found: Sequence[Candidate], currency: str) -> Settings
 def nearer(
     where: Space, found: Sequence[Candidate], evaluate: Evaluate, currency: str, target: float
 ) -> list[Candidate]:
-    """`found` and, where none of them lies in the window around a target, settings halfway between its neighbours.
+    """`found` and, unless the window around a target holds a good setting, settings halfway between those beside it.
 
-    The neighbours are the nearest unbeaten settings on either side. Halving stops inside the window, after NEARER runs,
-    or when the knobs cannot be halved any more.
+    A good one scores as much as the next faster setting that nothing beats. Halving stops there, after NEARER runs, or
+    when the knobs cannot be halved any more.
     """
     found = list(found)
     low, high = (edge * target for edge in WINDOW)
     for _ in range(NEARER):
-        best = _unbeaten(found, currency)
-        slower = [one for one in best if one.speedup[currency] < low]
-        faster = [one for one in best if one.speedup[currency] > high]
-        if len(slower) + len(faster) < len(best) or not (slower and faster):
+        faster = [one for one in _unbeaten(found, currency) if one.speedup[currency] > high]
+        slower = [one for one in found if one.speedup[currency] < low]
+        within = [one for one in found if low <= one.speedup[currency] <= high]
+        if not (faster and slower) or any(one.score >= faster[0].score for one in within):
             break
-        middle = where.between(slower[-1], faster[0])
-        if any(middle == one.settings for one in found):
+        good = faster[0].score
+        above = min(  # as good as that one, and perhaps slower
+            (one for one in found if one.speedup[currency] > high and one.score >= good),
+            key=lambda one: one.speedup[currency],
+        )
+        below = [max(slower, key=lambda one: (min(one.score, good), one.speedup[currency]))]
+        if not within:
+            below.append(max(slower, key=lambda one: one.speedup[currency]))
+        halves = [where.between(one, above) for one in below]
+        new = [half for half in halves if all(half != one.settings for one in found)]
+        if not new:
             break
-        found.append(where.run(evaluate, where.places(middle)))
+        found.append(where.run(evaluate, where.places(new[0])))
     return sorted(found, key=lambda candidate: candidate.speedup[currency])
 
 
