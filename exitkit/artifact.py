@@ -5,6 +5,7 @@
     exitkit.yaml                                      what the exits are and what they were trained on
     policy.yaml                                       what calibrate found
     metrics.json                                      score per exit, from train
+    search-POLICY.jsonl                               runs of a search that calibrate has not finished
 
 No file is a pickle, and none is read.
 """
@@ -16,7 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ from exitkit.tasks import Task, task
 
 FORMAT = 1
 CARD = "exitkit.yaml"
+WEIGHTS = "model.safetensors"
 EXITS = "exits.safetensors"
 POLICY = "policy.yaml"
 METRICS = "metrics.json"
@@ -62,6 +64,7 @@ class Card:
     data: dict[str, Any]  # Origin of the training rows
     calibration: dict[str, Any]  # Origin of the calibration rows, their number and content hash
     scale: float = 1.0  # in regression, the standard deviation of the training labels
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)  # by policy, what its probe was built with
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -124,7 +127,7 @@ def read(
         ExitkitError: a file is missing or damaged; the message names it.
     """
     card = read_card(folder)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", WEIGHTS):
         if not (folder / name).exists():
             raise ExitkitError(
                 f"{folder / name} is missing. The folder is damaged; train it again or restore the file."
@@ -133,17 +136,17 @@ def read(
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoder = registry.encoder(config.model_type)
-    with quiet(), _told(folder / "model.safetensors"):
+    with quiet(), _told(folder / WEIGHTS):
         stock, report = stock_class(card.task).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     if report["missing_keys"]:
         raise ExitkitError(
-            f"{folder / 'model.safetensors'} lacks weights ({sorted(report['missing_keys'])[0]}, …). "
+            f"{folder / WEIGHTS} lacks weights ({sorted(report['missing_keys'])[0]}, …). "
             "The folder is damaged; train it again or restore the file."
         )
     model = ExitModel(stock, encoder, card.exits, card.pooling, card.scale)  # type: ignore[arg-type]  # checked by read_card
-    _load_exits(folder / EXITS, model, registry)
+    _load_exits(folder / EXITS, model, registry, card.probes)
     model = model.to(device=device, dtype=dtype).eval()
     return Artifact(folder, model, tokenizer, card, read_policies(folder))
 
@@ -202,7 +205,7 @@ def publish(partial: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _load_exits(file: Path, model: ExitModel, registry: Registry) -> None:
+def _load_exits(file: Path, model: ExitModel, registry: Registry, built_with: Mapping[str, dict[str, Any]]) -> None:
     if not file.exists():
         raise ExitkitError(f"{file} is missing: the folder holds a plain model without its exits.")
     with _told(file):
@@ -216,12 +219,12 @@ def _load_exits(file: Path, model: ExitModel, registry: Registry) -> None:
     try:
         model.heads.load_state_dict(heads)
         for policy, weights in probes.items():
-            probe = registry.policy(policy).probe(model.shape)
+            probe = registry.policy(policy).probe(model.shape, **built_with.get(policy, {}))
             if probe is None:
                 raise ExitkitError(f"{file} holds a probe of policy '{policy}', and this '{policy}' has none.")
             probe.load_state_dict(weights)
             model.probes[policy] = probe
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ExitkitError(f"{file} does not fit {CARD}: {' '.join(str(error).split())}") from None
     bad = [name for name, value in saved.items() if not torch.isfinite(value).all()]
     if bad:

@@ -42,6 +42,14 @@ def gate(name: str, policy: ExitPolicy, before: Passage, state: State) -> Tensor
     return runs
 
 
+def gate_cost(name: str, policy: ExitPolicy, before: Passage) -> int:
+    """What asking the gate costs, checked: a count of multiply-adds."""
+    cost = policy.gate_cost(before)
+    if not isinstance(cost, int) or cost < 0:
+        raise _broken(name, f"gate_cost must be a whole number of multiply-adds, not {cost!r}.")
+    return cost
+
+
 def conclude(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> Tensor | None:
     """Ask a policy for its answer at the last exit, and check it."""
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from exitkit import contract
 from exitkit.encoders.base import linear_cost
 from exitkit.errors import UsageError
-from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State, reads_heads
+from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State, asks_probe, has_gates, reads_heads
+from exitkit.recipe import Passed
 from exitkit.settings import Schedule
 from exitkit.stream import Batch, Stream, halt, pack, select
 from exitkit.trace import Recorder, Trace
@@ -66,13 +67,14 @@ class Pass(NamedTuple):
 
     logits: Tensor  # [E, U, C]
     features: tuple[Tensor, ...]  # [E−1] of [U, d], what the heads made of the states
+    notes: tuple[Any, ...] = ()  # [L] what `between` noted of each layer
 
 
 def full_pass(
     model: ExitModel,
     batch: Batch,
     embedded: Callable[[Stream], Stream] | None = None,
-    between: Callable[[int, Stream, Stream], Stream] | None = None,
+    between: Callable[[int, Stream, Stream], Stream | Passed] | None = None,
     onward: Callable[[int, Stream], Stream] | None = None,
 ) -> Pass:
     """Run every layer and every head, with gradients where they are on.
@@ -82,27 +84,34 @@ def full_pass(
         batch: padded.
         embedded: changes what the first layer reads.
         between: between(index, before, after) says what is read after layer `index` (from 0), by its exit and by the
-            next layer.
+            next layer; a `Passed` may say it of both, and hold a note for the losses.
         onward: onward(exit, stream) says what the layer after an exit (from 1) reads, if not the same as the exit.
     """
     tokens, stream = pack(batch)
     stream = stream.carrying(model.encoder.embed(tokens))
     if embedded is not None:
         stream = embedded(stream)
-    answers, features, below = [], [], 0
+    answers, features, notes, below = [], [], [], 0
     for exit, layer in enumerate(model.exits, start=1):
+        at_exit = stream
         for index in range(below, layer):
             after = stream.carrying(model.encoder.layer(index, stream))
-            stream = after if between is None else between(index, stream, after)
+            passed = after if between is None else between(index, stream, after)
+            if isinstance(passed, Passed):
+                notes.append(passed.note)
+                stream, at_exit = passed.onward, passed.at_exit or passed.onward
+            else:
+                notes.append(None)
+                stream = at_exit = passed
         below = layer
-        read, logits = model.read(exit, stream)
+        read, logits = model.read(exit, at_exit)
         answers.append(logits)
         if read is not None:
             features.append(read)
         if onward is not None:
             stream = onward(exit, stream)
     in_order = stream.row.argsort()
-    return Pass(torch.stack(answers)[:, in_order], tuple(feature[in_order] for feature in features))
+    return Pass(torch.stack(answers)[:, in_order], tuple(feature[in_order] for feature in features), tuple(notes))
 
 
 def every_exit(model: ExitModel, batch: Batch) -> Tensor:
@@ -143,14 +152,14 @@ class Walk:
         self.model = model
         self.schedule = schedule
         self.name = schedule.name
-        self.has_gates = type(schedule.first).gate is not ExitPolicy.gate
+        self.has_gates = has_gates(type(schedule.first))
         self.reads = schedule.first.reads
         self.context_halts = schedule.first.context_halts
         self.reads_heads = reads_heads(schedule.first)
         self.limits = schedule.limits
         self.last = self.limits.last(model.shape.exits)
         self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)
-        if "probe" in self.reads and self.probe is None:
+        if self.probe is None and asks_probe(type(schedule.first)):
             raise UsageError(missing_probe(self.name, schedule.first))
         self.keys = keys(batch) if "key" in self.reads else None
 
@@ -175,8 +184,10 @@ class Walk:
             bounds=stream.bounds,
             sequence=stream.sequence,
             probe=self.probe,
+            lengths=stream.lengths,
         )
         runs = contract.gate(self.name, self.schedule.first, before, state)
+        trace.probed(1, contract.gate_cost(self.name, self.schedule.first, before))
         who = [True] * stream.sequences if runs is None else runs.tolist()
         if runs is None or all(who):
             trace.layer(layer, stream)

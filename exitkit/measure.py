@@ -20,8 +20,10 @@ from exitkit.data.batches import batches, encode, present
 from exitkit.data.sources import Rows
 from exitkit.data.splits import label_array
 from exitkit.errors import ExitkitError
+from exitkit.limits import Limits
 from exitkit.loop import run
 from exitkit.plugins import Registry
+from exitkit.policy import has_gates
 from exitkit.progress import bar
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch
@@ -130,6 +132,21 @@ def full_model(model: Artifact, registry: Registry) -> Schedule:
     return schedule("fixed", registry.policy("fixed"), {"exit": shape.exits}, shape)
 
 
+def gates_only(name: str, model: Artifact, registry: Registry) -> Schedule:
+    """A policy with gates at its defaults, and nobody leaving before the last exit."""
+    shape = model.model.shape
+    return schedule(name, registry.policy(name), {}, shape, Limits(min_exit=shape.exits))
+
+
+def gated_answers(
+    name: str, model: Artifact, registry: Registry, sample: Sample, batches: Sequence[Batch]
+) -> Answers | None:
+    """What the last exit answers behind a policy's gates; None for a policy without gates."""
+    if not has_gates(registry.policy(name)):
+        return None
+    return sample.answers(run_all(model, batches, gates_only(name, model, registry), f"gates of {name}").logits)
+
+
 def run_all(model: Artifact, rows: Sequence[Batch], plan: Schedule, title: str) -> Trace:
     """Answer all batches."""
     traces = []
@@ -152,7 +169,14 @@ class Scored:
     full_score: float
     agreement: float
     score_ci: tuple[float, float]
-    drop_ci: tuple[float, float]  # of full_score − score, paired
+    drop_ci: tuple[float, float]  # of drop, paired
+    gated_score: float | None = None  # of the last exit with gates, where the policy has some
+
+    @property
+    def drop(self) -> float:
+        """What the run loses: against the full model, or against the gated one if that scores more."""
+        gated = self.full_score if self.gated_score is None else self.gated_score
+        return max(self.full_score, gated) - self.score
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -161,9 +185,10 @@ class Scored:
             "score": self.score,
             "score_ci": list(self.score_ci),
             "full_score": self.full_score,
-            "drop": self.full_score - self.score,
+            "drop": self.drop,
             "drop_ci": list(self.drop_ci),
             "agreement": self.agreement,
+            **({} if self.gated_score is None else {"gated_score": self.gated_score}),
         }
 
 
@@ -173,29 +198,44 @@ def score(
     truth: Answers | None,
     answers: Answers,
     full: Answers,
+    gated: Answers | None = None,
 ) -> Scored:
-    """Score answers beside the full model's; the interval of the loss is paired over rows."""
+    """Score answers beside the full model's; the interval of the loss is paired over rows.
+
+    Args:
+        task: of the labels.
+        metric: its name.
+        truth: labels, or None for rows without.
+        answers: of the run.
+        full: the full model's.
+        gated: those of the last exit with gates. If they score more than the full model's, losses count from them:
+            a policy must not look good because its gates were trained to do without the full model.
+    """
     compare = task.metric(metric)
     reference = full if truth is None or not needs_labels(metric) else truth
 
     def of(given: Answers, rows: npt.NDArray[np.int64]) -> float:
         return compare(reference[rows], given[rows])
 
+    everyone = np.arange(len(answers))
+    full_score = of(full, everyone)
+    gated_score = None if gated is None else of(gated, everyone)
+    best = full if gated is None or gated_score is None or gated_score <= full_score else gated
     if isinstance(compare, OfSums):
-        mine, theirs = compare.counts(reference, answers), compare.counts(reference, full)
+        mine, theirs = compare.counts(reference, answers), compare.counts(reference, best)
         score_ci = metrics.interval_of_sums(compare.value, mine)
         drop_ci = metrics.interval_of_sums(lambda a, b: compare.value(b) - compare.value(a), mine, theirs)
     else:
         score_ci = metrics.interval(lambda rows: of(answers, rows), len(answers))
-        drop_ci = metrics.interval(lambda rows: of(full, rows) - of(answers, rows), len(answers))
-    everyone = np.arange(len(answers))
+        drop_ci = metrics.interval(lambda rows: of(best, rows) - of(answers, rows), len(answers))
     return Scored(
         metric=metric,
         score=of(answers, everyone),
-        full_score=of(full, everyone),
+        full_score=full_score,
         agreement=task.agreement(full, answers),
         score_ci=score_ci,
         drop_ci=drop_ci,
+        gated_score=gated_score,
     )
 
 

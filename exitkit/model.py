@@ -14,6 +14,7 @@ from exitkit.errors import UsageError
 from exitkit.heads import ExitHead, Pooling, pool
 from exitkit.loop import Pass, full_pass
 from exitkit.policy import Shape
+from exitkit.recipe import Passed
 from exitkit.stream import Stream
 from exitkit.tasks import TASKS, Classification, Tagging
 
@@ -62,6 +63,7 @@ class ExitModel(nn.Module):
         dropout = head_dropout(stock)
         self.heads = nn.ModuleList(ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1])
         self.probes = nn.ModuleDict()  # by policy
+        self.scaffold = nn.ModuleDict()  # what only training needs; in no artifact
 
     @property
     def exit_heads(self) -> list[ExitHead]:
@@ -95,7 +97,7 @@ class ExitModel(nn.Module):
         token_type_ids: Tensor | None = None,
         words: Tensor | None = None,
         embedded: Callable[[Stream], Stream] | None = None,
-        between: Callable[[int, Stream, Stream], Stream] | None = None,
+        between: Callable[[int, Stream, Stream], Stream | Passed] | None = None,
         onward: Callable[[int, Stream], Stream] | None = None,
     ) -> Pass:
         """Every exit on a padded batch; see `loop.full_pass`."""

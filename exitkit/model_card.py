@@ -122,6 +122,12 @@ def _body(name: str, card: Card, base: str, metrics: Mapping[str, Any], policies
         *(f"| {one['exit']} | {one['layer']} | {100 * one['score']:.1f} |" for one in metrics["exits"]),
         "",
     ]
+    if "gated_score" in metrics:
+        lines += [
+            f"Skip gates leave out {100 * metrics['skip_rate']:.1f} % of the layers. The last exit scores "
+            f"{100 * metrics['gated_score']:.1f} behind them and {100 * metrics['ungated_score']:.1f} without.",
+            "",
+        ]
     if not policies:
         return lines
     lines += [

@@ -72,6 +72,7 @@ class Passage:
     bounds: Tensor  # [S + 1] sequence s owns rows bounds[s]:bounds[s + 1]
     sequence: Tensor  # [U] running sequence of each unit
     probe: nn.Module | None = None  # the policy's own module, as `probe` built it and its recipe trained it
+    lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,10 @@ class ExitPolicy(ABC):
         """Which sequences run the next layer: [S] bool, or None for all. Asked before every layer, the first too."""
         return None
 
+    def gate_cost(self, before: Passage) -> int:
+        """Multiply-adds of asking `gate`, from `before.lengths`. A gate that asks a module must say what it costs."""
+        return 0
+
     @abstractmethod
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor | Decision, State]:
         """Who leaves after this exit ([U] bool, or a Decision), and the state from here on."""
@@ -137,13 +142,27 @@ class ExitPolicy(ABC):
 
     @classmethod
     def probe(cls, shape: Shape) -> nn.Module | None:
-        """A module of the policy's own, trained with the model and saved beside the exit heads."""
+        """A module of the policy's own, trained with the model and saved beside the exit heads.
+
+        A policy may take more arguments with defaults: the recipe chooses them (`Recipe.probes`), and the artifact
+        remembers them, so that the same module is built when it is read.
+        """
         return None
 
 
 def reads_heads(policy: type[ExitPolicy] | ExitPolicy) -> bool:
     """Whether every exit's head is run for a policy, or only that of the exit where a unit leaves."""
     return bool(policy.reads - {"key"})
+
+
+def has_gates(policy: type[ExitPolicy]) -> bool:
+    """Whether sequences may skip layers under a policy."""
+    return policy.gate is not ExitPolicy.gate
+
+
+def asks_probe(policy: type[ExitPolicy]) -> bool:
+    """Whether a policy cannot run without its probe, be it for exits or for gates."""
+    return "probe" in policy.reads or (has_gates(policy) and policy.trained_by is not None)
 
 
 Bound = float | Callable[[Shape], float]

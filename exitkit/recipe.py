@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,27 @@ class EveryExit:
     features: Sequence[Tensor] = ()  # [E−1] of [U, d], what probes read
     step: int = 0  # optimiser steps taken in this phase: the same for all micro-batches of a step
     model: ExitModel | None = None  # for probes; a recipe that only looks at answers needs none
+    notes: Sequence[Any] = ()  # [L] what `between` noted of each layer
 
-    def loss(self, logits: Tensor) -> Tensor:
-        """The task's own loss of some logits [U, C] against the labels, a mean over units."""
+    def loss(self, logits: Tensor, among: Tensor | None = None) -> Tensor:
+        """The task's own loss of some logits [U, C] against the labels, a mean over units, or over those `among` [U].
+
+        Where `among` is True for nobody, the loss is 0.
+        """
         assert self.labels is not None, "a phase without labels has no task loss"
-        return self.task.loss(logits, self.labels, self.weights).mean()
+        each = self.task.loss(logits, self.labels, self.weights)
+        if among is None:
+            return each.mean()
+        return torch.where(among, each, 0.0).sum() / among.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What becomes of a layer's states where `between` has more to say than what is read after it."""
+
+    onward: Stream  # what the next layer reads
+    at_exit: Stream | None = None  # what this layer's exit reads; None = the same
+    note: Any = None  # for the losses, which find it in EveryExit.notes
 
 
 @dataclass(frozen=True)
@@ -78,12 +94,22 @@ class Recipe(ABC):
         """Change a fresh model before anything is trained: share a module, set first weights."""
         return
 
+    def probes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Arguments of the probes that this recipe trains, by policy; the artifact remembers them."""
+        return {}
+
     @abstractmethod
     def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
         """What is trained in which order; `epochs` is what the user asked for, for every phase."""
 
-    def between(self, phase: str, model: ExitModel, index: int, before: Stream, after: Stream) -> Stream:
-        """What is read after layer `index` (from 0), by its exit and by the next layer: its states, unless changed."""
+    def between(
+        self, phase: str, model: ExitModel, index: int, before: Stream, after: Stream, progress: float = 0.0
+    ) -> Stream | Passed:
+        """What is read after layer `index` (from 0), by its exit and by the next layer: its states, unless changed.
+
+        `progress` is the share of the phase's steps that have been taken. A `Passed` may tell exit and next layer
+        apart, and note something for the losses.
+        """
         return after
 
     def onward(self, phase: str, model: ExitModel, exit: int, stream: Stream) -> Stream:
@@ -97,6 +123,14 @@ class Recipe(ABC):
     @abstractmethod
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
         """Named scalars for one batch."""
+
+    def watched(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
+        """Named scalars of one batch to keep an eye on; they are averaged from one progress report to the next."""
+        return {}
+
+    def remarks(self, phase: str, averages: Mapping[str, float]) -> Sequence[str]:
+        """What the averages of `watched` give reason to warn of. The same warning is given once in a phase."""
+        return ()
 
     def combine(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar to differentiate: their sum."""

@@ -79,7 +79,10 @@ def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mappi
             _check_yaml(plan, policy, shape)
         _check_knobs(policy, name, held, shape)
         _check_off(policy, name, shape)
-        _check_runs(policy, name, held, shape)
+        if policy.rewrites:
+            _check_gated_runs(policy, name, held, shape)
+        else:
+            _check_runs(policy, name, held, shape)
 
 
 def scripted(units: int = 40, shape: Shape = SHAPE, seed: int = 0) -> Tensor:
@@ -200,13 +203,11 @@ def _keys(logits: Tensor) -> Tensor:
 
 def _probed(policy: type[ExitPolicy], logits: Tensor, shape: Shape) -> Tensor:
     """What a random probe says [E, U, p] where the features of an exit are its logits, filled up with zeros."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        probe = policy.probe(shape)
+    probe = _random_probe(policy, shape)
     assert probe is not None, f"{policy.__name__} reads a probe and has none"
     features = logits.float().nan_to_num(posinf=9, neginf=-9)
     with torch.no_grad():
-        said: Tensor = probe.eval()(torch.nn.functional.pad(features, (0, shape.width - shape.labels)))
+        said: Tensor = probe(torch.nn.functional.pad(features, (0, shape.width - shape.labels)))
     return said
 
 
@@ -292,6 +293,44 @@ def _check_off(policy: type[ExitPolicy], name: str, shape: Shape) -> None:
         assert (taken == shape.exits).all(), f"{name}: a unit leaves early although the policy is off"
 
 
+def _check_gated_runs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
+    """A policy with gates gives the same at any batch size, and says what its gates cost."""
+    model, rows = tiny_model(labels=shape.labels, task=shape.task), tiny_batch(task=shape.task)
+    called: list[None] = []
+    probe = _random_probe(policy, model.shape)
+    if probe is not None:
+        model.probes[name] = probe
+        for module in probe.modules():
+            module.register_forward_hook(lambda *_: called.append(None))
+    for plan in _schedules(policy, name, held, model.shape):
+        called.clear()
+        traces = [Trace.join([run(model, batch, plan) for batch in _batches(rows, size)]) for size in (24, 7, 1)]
+        for trace in traces[1:]:
+            same = torch.equal(trace.exit, traces[0].exit) and torch.equal(trace.layers, traces[0].layers)
+            assert same, f"{name}: {plan.settings} runs otherwise in batches of another size"
+            assert torch.allclose(trace.logits, traces[0].logits, atol=1e-4), f"{name}: batch mates change an answer"
+        if "probe" not in policy.reads:
+            assert bool(called) == (traces[0].work.probes > 0), (
+                f"{name}: gate_cost must say what asking the probe costs, and 0 where it is not asked"
+            )
+    if any(knob.off is not None for knob in knobs(policy, shape.task)):
+        trace = run(model, rows, off(name, policy, model.shape))
+        whole = (trace.exit == model.shape.exits) & (trace.layers == model.shape.layers)
+        assert whole.all(), f"{name}: a layer is skipped or a unit leaves early although the policy is off"
+
+
+def _random_probe(policy: type[ExitPolicy], shape: Shape) -> torch.nn.Module | None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        probe = policy.probe(shape)
+    return None if probe is None else probe.eval()
+
+
+def _batches(rows: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, rows["input_ids"].shape[0], size):
+        yield {key: value[start : start + size] for key, value in rows.items()}
+
+
 def _check_runs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape: Shape) -> None:
     """Live runs in batches of any size agree, with each other and, where a replay is exact, with that."""
     model, rows = tiny_model(labels=shape.labels, task=shape.task), tiny_batch(task=shape.task)
@@ -303,11 +342,7 @@ def _check_runs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape
         exact = not rewrites(policy, model.shape)
         outcome: Trace | Outcome = replay(recorded, plan) if exact else run(model, rows, plan)
         for size in (1, 7, 24):
-            batches = [
-                {key: value[start : start + size] for key, value in rows.items()}
-                for start in range(0, recorded.sequences, size)
-            ]
-            trace = Trace.join([run(model, batch, plan) for batch in batches])
+            trace = Trace.join([run(model, batch, plan) for batch in _batches(rows, size)])
             where = "live than replayed" if exact else f"in batches of {size}"
             assert torch.equal(trace.exit, outcome.exit), f"{name}: {plan.settings} exits otherwise {where}"
             assert torch.allclose(trace.logits, outcome.logits, atol=1e-4), f"{name}: answers differ {where}"

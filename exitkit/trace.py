@@ -98,9 +98,9 @@ class Recorder:
         """The head of an exit was run for so many more units, whose answers stay as they are."""
         self._heads[exit - 1] += units
 
-    def probed(self, units: int, cost: int) -> None:
-        """A policy's own module ran for so many units, at so many multiply-adds each."""
-        self._probes += units * cost
+    def probed(self, times: int, cost: int) -> None:
+        """A policy's own module ran so many times, at so many multiply-adds each."""
+        self._probes += times * cost
 
     def answers(self, rows: Tensor) -> Tensor:
         """The latest logits of the units of these trace rows; zeros before the first answer."""

@@ -35,7 +35,7 @@ from exitkit.training.trainer import arguments, run_phase
 
 REGISTRY = installed()
 TASK = Classification(("a", "b", "c"))
-ALL = ["joint", "two-stage", "deebert", "pabee", "elastic", "rome", "berxit", "fastbert"]
+ALL = ["joint", "two-stage", "deebert", "pabee", "elastic", "rome", "berxit", "fastbert", "smartbert"]
 
 
 def seen(logits: torch.Tensor, labels: list[int], **more: object) -> EveryExit:

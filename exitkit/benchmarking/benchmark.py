@@ -24,7 +24,7 @@ from exitkit.data.sources import Origin, Rows, read, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
 from exitkit.loop import run
-from exitkit.measure import Sample, full_model, run_all, score
+from exitkit.measure import Sample, full_model, gated_answers, run_all, score
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
 from exitkit.settings import Schedule
@@ -138,13 +138,15 @@ def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
     lengths = torch.cat([batch["attention_mask"].sum(dim=1).cpu() for batch in batches]).numpy()
     judged = Judged(rows, model.task, lengths, full, sample.truth, sample.words)
     plans = {contender.key: contender.plan for contender in taking_part} | fixed
+    policies = {plan.name for plan in plans.values()}
+    gated = {name: gated_answers(name, model, registry, sample, batches) for name in policies}
     results: dict[str, dict[str, Any]] = {}
     for key, plan in plans.items():
         trace = run_all(model, batches, plan, key)
         answers = sample.answers(trace.logits)
         results[key] = {
             "counted": speedups(trace, price),
-            **score(model.task, metric, sample.truth, answers, full).as_dict(),
+            **score(model.task, metric, sample.truth, answers, full, gated[plan.name]).as_dict(),
             "exit_histogram": trace.histogram(exits),
             "breakdown": breakdown(judged, answers, trace.exit.numpy(), exits),
         }

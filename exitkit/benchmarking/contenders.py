@@ -117,7 +117,7 @@ def _at_target(
         study = studies["study"] = _study(model, registry, settings, rows)
     study.limits = limits_of(entry or {}, model)
     candidates = study.candidates(name, {}, currency)
-    live, _ = confirm(study, name, candidates, currency, target)
+    live, _ = confirm(study, name, {}, candidates, currency, target)
     if live.speedup[currency] < 0.97 * target:
         log.warning(
             "policy '%s' does not reach %gx in %s; its fastest, %.2fx, is shown",

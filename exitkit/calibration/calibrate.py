@@ -15,7 +15,7 @@ from exitkit import artifact, config, model_card, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
-from exitkit.calibration.study import Live, Study
+from exitkit.calibration.study import Live, Study, runs_file
 from exitkit.config import CalibrateConfig, Choice
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Origin, Rows, read, reread
@@ -62,7 +62,7 @@ def calibrate(
     labels = model.card.labels
     limits = Limits.from_dict({"min_exit": settings.min_exit, "never_early": settings.never_early}, labels)
     limits.check(name, registry.policy(name), model.model.shape)
-    study = Study(model, registry, rows, metric, settings.batch_size, limits)
+    study = Study(model, registry, rows, metric, settings.batch_size, limits, keeps_runs=True)
     labels_of_units = study.sample.unit_labels()
     fitted = temperature.fit(study.recording.logits, labels_of_units, study.task) if settings.temperature else None
     if fitted:
@@ -70,13 +70,14 @@ def calibrate(
     found = study.candidates(name, held, settings.currency)
     if settings.per_exit:
         found = _per_exit(study, name, found, settings)
-    result, confirmed, found = _confirm(study, name, found, settings)
+    result, confirmed, found = _confirm(study, name, held, found, settings)
     result["limits"] = study.limits.as_dict(labels)
     result["temperature"] = fitted.as_dict() if fitted else None
     if _only_points(registry.policy(name), held, model.model.shape):
         result["reachable"] = [_point(candidate) for candidate in found]
     if result["feasible"]:
         _store(model, name, settings, rows, confirmed, found, result)
+        runs_file(model.folder, name).unlink(missing_ok=True)
         model_card.refresh(model.folder)
     return result
 
@@ -134,7 +135,7 @@ def columns_of(settings: config.DataColumns) -> Columns:
 
 
 def confirm(
-    study: Study, name: str, found: Sequence[Candidate], currency: str, target: float
+    study: Study, name: str, held: Mapping[str, Any], found: Sequence[Candidate], currency: str, target: float
 ) -> tuple[Live, list[Candidate]]:
     """Pick a setting for a target and run it; in time, correct the prediction by what the clock said and pick again.
 
@@ -142,39 +143,44 @@ def confirm(
         The best confirmed setting, and the candidates with corrected times.
     """
     tried: list[Live] = []
-    corrected = list(found)
-    for _ in range(MOST_LIVE_RUNS if currency == "time" or study.rewrites(name) else 1):
-        chosen = study.settled(search.pick(corrected, currency, target), name)
+    pace = 1.0  # what the clock says ÷ what was predicted
+    for _ in range(MOST_LIVE_RUNS if currency == "time" else 1):
+        found = study.nearer(name, held, found, currency, target / pace)
+        again = search.pick(_paced(found, pace), currency, target)
+        if tried and torch.equal(again.taken, tried[-1].candidate.taken):
+            break
+        chosen = study.settled(again, name)
         live = study.live(name, chosen)
         tried.append(live)
         reached = live.speedup[currency] / target
         if REACHED <= reached <= 2 - REACHED or currency != "time":
             break
-        ratio = live.speedup["time"] / chosen.speedup["time"]
-        corrected = [replace(c, speedup={**c.speedup, "time": c.speedup["time"] * ratio}) for c in corrected]
-        again = search.pick(corrected, currency, target)
-        if torch.equal(again.taken, chosen.taken):
-            break
+        pace *= live.speedup["time"] / chosen.speedup["time"]
     reaching = [live for live in tried if live.speedup[currency] >= REACHED * target]
     if reaching:
         best = min(reaching, key=lambda live: live.speedup[currency])
     else:
         best = max(tried, key=lambda live: live.speedup[currency])
-    return best, corrected
+    return best, _paced(found, pace)
+
+
+def _paced(found: Sequence[Candidate], pace: float) -> list[Candidate]:
+    """Candidates whose predicted speed-ups in time are multiplied by `pace`."""
+    return [replace(c, speedup={**c.speedup, "time": c.speedup["time"] * pace}) for c in found]
 
 
 def _confirm(
-    study: Study, name: str, found: list[Candidate], settings: CalibrateConfig
+    study: Study, name: str, held: Mapping[str, Any], found: list[Candidate], settings: CalibrateConfig
 ) -> tuple[dict[str, Any], Live, list[Candidate]]:
     currency, target = settings.currency, settings.target_speedup
     if target is None:
         assert settings.max_drop is not None
-        within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
+        within = search.fastest_within(found, currency, study.score_to_lose(name), settings.max_drop)
         chosen = study.settled(within or found[0], name)
         live = study.live(name, chosen)
-        feasible = within is not None and live.scored.full_score - live.scored.score <= settings.max_drop + 1e-9
+        feasible = within is not None and live.scored.drop <= settings.max_drop + 1e-9
     else:
-        live, found = confirm(study, name, found, currency, target)
+        live, found = confirm(study, name, held, found, currency, target)
         feasible = live.speedup[currency] >= REACHED * target
     improved = search.better(found, replace(live.candidate, speedup=live.speedup), currency)
     result: dict[str, Any] = {

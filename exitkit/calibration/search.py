@@ -21,7 +21,6 @@ from exitkit.settings import Schedule, Settings, checked, knob_range, off, sched
 log = logging.getLogger("exitkit")
 
 MOST_POINTS = 240  # values of a knob that are replayed
-MOST_RUNS = 16  # values of a knob that are run, where replay does not hold
 FINE = 0.004  # neighbouring points differ by less than this share of their speed-up, where the data allow
 WINDOW = (0.98, 1.05)
 MOST_DISCRETE = 256
@@ -34,7 +33,7 @@ class Candidate:
     settings: Settings
     speedup: Mapping[str, float]  # by currency
     score: float
-    taken: torch.Tensor  # [N] exit of every unit
+    taken: torch.Tensor  # [N] exit of every unit; where layers may be skipped too, [2, N] exits and layers run
 
 
 Evaluate = Callable[[Schedule], Candidate]
@@ -49,7 +48,7 @@ def candidates(
     currency: str,
     most_points: int = MOST_POINTS,
 ) -> list[Candidate]:
-    """Settings worth considering, slow to fast.
+    """Settings of a replayable policy worth considering, slow to fast; `pareto` has those of others.
 
     Whole-number knobs and choices are tried out in full. One real-valued knob, the first that is not held, is tried
     where the speed-up changes: first coarsely, then between neighbours that differ most. Others keep their defaults.
@@ -226,7 +225,7 @@ def _along(
             seen[value] = evaluate(schedule(name, policy, setting, shape))
         return seen[value]
 
-    grid = sorted({float(v) for v in np.linspace(low, high, min(17, most_points // 2))})
+    grid = sorted({float(v) for v in np.linspace(low, high, 17)})
     for value in grid:
         at(value)
     heap: list[tuple[float, float, float]] = []

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+import exitkit
 from exitkit import clock
-from exitkit.artifact import Artifact
-from exitkit.calibration import layer_time, search
+from exitkit.artifact import EXITS, WEIGHTS, Artifact
+from exitkit.calibration import layer_time, pareto, search
+from exitkit.calibration.runs import Runs
 from exitkit.calibration.search import Candidate
 from exitkit.clock import Times
 from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
 from exitkit.limits import NONE, Limits
 from exitkit.loop import run
-from exitkit.measure import Sample, Scored, full_model, run_all, score
+from exitkit.measure import Sample, Scored, full_model, gated_answers, run_all, score
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, rewrites, schedule
-from exitkit.tasks import needs_labels
+from exitkit.tasks import Answers, needs_labels
 from exitkit.trace import Trace
 
 TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
@@ -56,7 +62,9 @@ class Study:
         metric: str,
         batch_size: int,
         limits: Limits = NONE,
+        keeps_runs: bool = False,
     ) -> None:
+        """`keeps_runs`: live runs of a search are written to the artifact's folder, see `runs_file`."""
         self.model, self.registry, self.rows, self.metric = model, registry, rows, metric
         self.task = model.task
         self.sample = Sample.of(rows, model)
@@ -81,6 +89,9 @@ class Study:
         self._plan_full = full_model(model, registry)
         self.limits = limits
         """Rules around every policy; change them before candidates are asked for."""
+        self.keeps_runs = keeps_runs
+        self._runs: dict[tuple[str, Limits], Runs] = {}
+        self._gated: dict[str, Answers | None] = {}
 
     @cached_property
     def times(self) -> layer_time.LayerTimes:
@@ -95,17 +106,33 @@ class Study:
         """All settings of a policy worth considering, slow to fast."""
         policy, shape = self.registry.policy(name), self.model.model.shape
         if policy.rewrites:
-            return search.candidates(name, policy, held, shape, self._run, currency, search.MOST_RUNS)
+            return pareto.candidates(pareto.space(name, policy, held, shape), self.evaluator(name), currency)
         if not self.rewrites(name):
             return search.candidates(name, policy, held, shape, self.evaluator(name), currency)
         guesses = search.candidates(name, policy, held, shape, self._replayed(name, guess=True), currency, GUESSES)
         promising = search.spread(guesses, currency, MOST_LIVE)
+        evaluate = self.evaluator(name)
         plans = [schedule(name, policy, guess.settings, shape, self.limits) for guess in promising]
-        return sorted((self._run(plan) for plan in plans), key=lambda candidate: candidate.speedup[currency])
+        return sorted((evaluate(plan) for plan in plans), key=lambda candidate: candidate.speedup[currency])
+
+    def nearer(
+        self, name: str, held: Mapping[str, Any], found: Sequence[Candidate], currency: str, target: float
+    ) -> list[Candidate]:
+        """The candidates, and for policies that must be run some more between those next to a target."""
+        policy, shape = self.registry.policy(name), self.model.model.shape
+        if not self.rewrites(name):
+            return list(found)
+        return pareto.nearer(pareto.space(name, policy, held, shape), found, self.evaluator(name), currency, target)
 
     def evaluator(self, name: str) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
-        return self._run if self.rewrites(name) else self._replayed(name)
+        if not self.rewrites(name):
+            return self._replayed(name)
+        key = (name, self.limits)
+        if key not in self._runs:
+            file = runs_file(self.model.folder, name) if self.keeps_runs else None
+            self._runs[key] = Runs(self._run, self._about(name), file)
+        return self._runs[key]
 
     def _replayed(self, name: str, guess: bool = False) -> search.Evaluate:
         """Candidates by replay. A guess is quick: flops stand for time, and the share of right units for the score."""
@@ -152,7 +179,7 @@ class Study:
         trace = run_all(self.model, self.batches, plan, f"confirming {name}")
         times = self._time(plan)
         answers = self.sample.answers(trace.logits)
-        scored = score(self.task, self.metric, self.truth, answers, self.full)
+        scored = score(self.task, self.metric, self.truth, answers, self.full, self.gated(name))
         return Live(
             candidate=candidate,
             trace=trace,
@@ -160,6 +187,17 @@ class Study:
             time_ci=times.speedup_interval(name, "full"),
             scored=scored,
         )
+
+    def gated(self, name: str) -> Answers | None:
+        """What the last exit answers behind a policy's gates; None for a policy without gates."""
+        if name not in self._gated:
+            self._gated[name] = gated_answers(name, self.model, self.registry, self.sample, self.batches)
+        return self._gated[name]
+
+    def score_to_lose(self, name: str) -> float:
+        """What losses of a policy count from: the full model's score, or that behind its gates if it is larger."""
+        gated = self.gated(name)
+        return self.full_score if gated is None else max(self.full_score, self._score(self._reference, gated))
 
     def plan(self, name: str, settings: Mapping[str, Any]) -> Schedule:
         """Settings as a schedule for this model."""
@@ -186,5 +224,27 @@ class Study:
             settings=plan.settings,
             speedup={**counted, "time": counted["flops"]},  # a first guess, corrected by live runs
             score=self._worth(trace.logits),
-            taken=trace.exit,
+            taken=torch.stack([trace.exit, trace.layers]),
         )
+
+    def _about(self, name: str) -> dict[str, Any]:
+        """All that a live run depends on besides its settings."""
+        return {
+            "policy": name,
+            "exitkit": exitkit.__version__,
+            "weights": [_digest(self.model.folder / file) for file in (WEIGHTS, EXITS)],
+            "precision": str(next(self.model.model.parameters()).dtype),
+            "rows": self.rows.hash(),
+            "metric": self.metric,
+            "limits": self.limits.as_dict(self.model.card.labels),
+        }
+
+
+def runs_file(folder: Path, name: str) -> Path:
+    """Where the live runs of a search stand while it is under way."""
+    return folder / f"search-{re.sub('[^A-Za-z0-9_-]', '-', name)}.jsonl"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

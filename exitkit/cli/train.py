@@ -42,6 +42,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     for exit in result["exits"]:
         table.add_row(str(exit["exit"]), str(exit["layer"]), f"{100 * exit['score']:.1f} %")
     console.print(table)
+    if "gated_score" in result:
+        console.print(
+            f"last exit behind gates: {100 * result['gated_score']:.1f} %, which skip "
+            f"{100 * result['skip_rate']:.1f} % of the layers; without: {100 * result['ungated_score']:.1f} %",
+            highlight=False,
+        )
     console.print(
         f"trained in {result['train_seconds']:.0f} s ({result['samples_per_second']:.0f} rows a second); "
         "next: exitkit calibrate DIR --target-speedup 2x"

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 import exitkit
 from exitkit import artifact, config, model_card, runtime
+from exitkit.artifact import Artifact
 from exitkit.config import Choice, TrainConfig
 from exitkit.data.batches import limit
 from exitkit.data.columns import Columns
@@ -26,9 +27,10 @@ from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
-from exitkit.measure import Sample
+from exitkit.measure import Sample, full_model, gates_only, run_all, score
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
+from exitkit.policy import has_gates
 from exitkit.progress import bar, quiet
 from exitkit.recipe import Phase, Recipe
 from exitkit.replay import record
@@ -75,7 +77,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         )
     model, tokenizer = start.model, start.tokenizer
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
-    attach_probes(model, recipe_name, registry)
+    attach_probes(model, recipe_name, registry, recipe.probes())
     recipe.prepare(model)
     model.to(device)
     phases = _phases(recipe, recipe_name, start, settings.epochs, epochs)
@@ -85,6 +87,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, data.train.hash())
     spent = run_phases(job, phases, folder)
+    card = _card(settings, model, data, recipe_name, recipe, max_length, metric)
     report = {
         "task": model.task,
         "recipe": recipe_name,
@@ -93,10 +96,10 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         "rows": len(data.evaluation),
         "pooling": model.pooling,
         "exits": score_exits(model, tokenizer, data.evaluation, max_length, metric, device),
+        **score_gates(Artifact(partial, model, tokenizer, card, {}), registry, data.evaluation, metric),
         "train_seconds": round(spent.seconds, 3),
         "samples_per_second": round(spent.samples / max(spent.seconds, 1e-9), 3),
     }
-    card = _card(settings, model, data, {"name": recipe_name, **dataclasses.asdict(recipe)}, max_length, metric)  # type: ignore[call-overload]
     artifact.write(partial, model, tokenizer, card)
     artifact.write_metrics(partial, report)
     model_card.write(partial, card, report, {})
@@ -156,11 +159,21 @@ def _phases(recipe: Recipe, name: str, start: Start, epochs: float, of_phases: M
     return left
 
 
-def attach_probes(model: ExitModel, recipe: str, registry: Registry) -> None:
-    """Give the model the probes of all policies that this recipe trains."""
+def attach_probes(
+    model: ExitModel, recipe: str, registry: Registry, built_with: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Give the model the probes of all policies that this recipe trains, built as `Recipe.probes` says.
+
+    Raises UsageError: a policy does not know what its probe is to be built with.
+    """
     for name in registry.names("policy"):
         policy = registry.policy(name)
-        probe = policy.probe(model.shape) if policy.trained_by == recipe else None
+        if policy.trained_by != recipe:
+            continue
+        try:
+            probe = policy.probe(model.shape, **(built_with or {}).get(name, {}))
+        except ValueError as error:
+            raise UsageError(f"recipe '{recipe}': {error}.") from None
         if probe is not None:
             model.probes[name] = probe
 
@@ -217,6 +230,38 @@ def score_exits(
     ]
 
 
+def score_gates(model: Artifact, registry: Registry, rows: Rows, metric: str) -> dict[str, Any]:
+    """What a model with gates scores at its last exit with and without them, and what share of each layer they skip.
+
+    Shares are of tokens. Empty for a model without gates.
+    """
+    name = next((name for name in model.model.probes if has_gates(registry.policy(name))), None)
+    if name is None:
+        return {}
+    model.model.eval()
+    sample = Sample.of(rows, model)
+    batches = sample.batches(64)
+    gated = run_all(model, batches, gates_only(name, model, registry), "scoring gates")
+    full = run_all(model, batches, full_model(model, registry), "scoring without gates")
+    scored = score(model.task, metric, sample.truth, *(sample.answers(one.logits) for one in (gated, full)))
+    skipped = [1 - queries / gated.work.tokens for queries in gated.work.queries]
+    _warn_of_idle_gates(skipped)
+    return {
+        "gated_score": scored.score,
+        "ungated_score": scored.full_score,
+        "skip_rate": sum(skipped) / len(skipped),
+        "skipped": skipped,
+    }
+
+
+def _warn_of_idle_gates(skipped: Sequence[float]) -> None:
+    """Gates that treat all rows alike cost something and decide nothing."""
+    for share, what in ((1.0, "every row"), (0.0, "no row")):
+        layers = [str(layer) for layer, found in enumerate(skipped, start=1) if found == share]
+        if layers:
+            log.warning("the gates of these layers skip %s: %s", what, ", ".join(layers))
+
+
 def class_weights(asked: str | Mapping[str, float] | None, rows: Rows) -> torch.Tensor | None:
     """Weights [C] of the classes for the loss, or None.
 
@@ -267,23 +312,27 @@ def _card(
     settings: TrainConfig,
     model: ExitModel,
     data: TrainingData,
-    recipe: Mapping[str, Any],
+    recipe_name: str,
+    recipe: Recipe,
     max_length: int,
     metric: str,
 ) -> artifact.Card:
     calibration = data.calibration
+    options: dict[str, Any] = dataclasses.asdict(recipe)  # type: ignore[call-overload]
+    built_with = recipe.probes()
     chosen = {"epochs": settings.epochs, "seed": settings.seed}
     return artifact.Card(
         task=model.task,
         labels=data.task.labels,
         exits=model.exits,
         pooling=model.pooling,
-        recipe={**recipe, "model": str(settings.model), **chosen, "rows": len(data.train)},
+        recipe={"name": recipe_name, **options, "model": str(settings.model), **chosen, "rows": len(data.train)},
         max_length=max_length,
         metric=metric,
         data={**data.train.origin.as_dict(), "indices": None},
         calibration={**calibration.origin.as_dict(), "rows": len(calibration), "hash": calibration.hash()},
         scale=model.shape.scale,
+        probes={name: dict(built_with[name]) for name in model.probes if name in built_with},
         versions={
             "exitkit": exitkit.__version__,
             "torch": str(torch.__version__),

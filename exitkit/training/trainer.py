@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,6 +30,8 @@ from exitkit.stream import Stream
 from exitkit.tasks import Task
 from exitkit.training.adversarial import FastGradient
 
+log = logging.getLogger("exitkit")
+
 OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
 """Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
 
@@ -51,6 +54,8 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self.adversary = adversary
         self.conflict = recipe.conflict(phase.name, self.model)
         self.anchor: Tensor | None = None  # [P] the anchor's gradient so far in this step
+        self.watch = Watch(recipe, phase.name)
+        self.add_callback(self.watch)
         self.remove_callback(PrinterCallback)  # prints to stdout
 
     def compute_loss(
@@ -76,7 +81,9 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self, model: nn.Module, inputs: Mapping[str, Tensor], embedded: Callable[[Stream], Stream] | None
     ) -> Tensor:
         batch = {name: value for name, value in inputs.items() if name != "labels"}
-        said = model(**batch, embedded=embedded, between=self._hook("between"), onward=self._hook("onward"))
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        between = self._hook("between", progress=progress)
+        said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward"))
         labels = inputs.get("labels")
         if labels is not None and "words" in batch:
             labels = labels[labels != NO_LABEL]  # [U]
@@ -89,18 +96,20 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             features=said.features,
             step=self.state.global_step,
             model=self.model,
+            notes=said.notes,
         )
+        self.watch.see(seen)
         losses = self.recipe.losses(self.phase.name, seen)
         total = self.recipe.combine(losses)
         if self.conflict is not None:
             self._add_anchor(losses)
         return total
 
-    def _hook(self, name: str) -> Callable[..., Stream] | None:
+    def _hook(self, name: str, **more: float) -> Callable[..., Any] | None:
         """A recipe's hook for this phase; None when it does not have one, which costs nothing."""
         if getattr(type(self.recipe), name) is getattr(Recipe, name):
             return None
-        return partial(getattr(self.recipe, name), self.phase.name, self.model)
+        return partial(getattr(self.recipe, name), self.phase.name, self.model, **more)
 
     def _add_anchor(self, losses: Mapping[str, Tensor]) -> None:
         """Add the anchor's gradient of this micro-batch to that of the step."""
@@ -137,6 +146,32 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             os.path.join(folder, "model.safetensors"),
             metadata={"format": "pt"},
         )
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Averages what a recipe watches from one report to the next, and passes on its warnings."""
+
+    def __init__(self, recipe: Recipe, phase: str) -> None:
+        self.recipe, self.phase = recipe, phase
+        self.sums: dict[str, Tensor] = {}
+        self.batches: dict[str, int] = {}
+        self.said: set[str] = set()
+
+    def see(self, seen: EveryExit) -> None:
+        """One batch. Nothing is read from the device here."""
+        for name, value in self.recipe.watched(self.phase, seen).items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.batches[name] = self.batches.get(name, 0) + 1
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A report is due; at the end of the phase comes a last one."""
+        averages = {name: float(total) / self.batches[name] for name, total in self.sums.items()}
+        self.sums, self.batches = {}, {}
+        for remark in self.recipe.remarks(self.phase, averages) if averages else ():
+            if remark not in self.said:
+                log.warning("phase '%s': %s", self.phase, remark)
+            self.said.add(remark)
 
 
 class ShowProgress(TrainerCallback):  # type: ignore[misc]

@@ -30,7 +30,9 @@ class Elastic(Joint):
     learning_rate: float = 2e-5
     head_learning_rate: float = 2e-5
 
-    def between(self, phase: str, model: ExitModel, index: int, before: Stream, after: Stream) -> Stream:
+    def between(
+        self, phase: str, model: ExitModel, index: int, before: Stream, after: Stream, progress: float = 0.0
+    ) -> Stream:
         """× 1/r on the gradient of states that an exit reads."""
         if index + 1 not in model.exits:
             return after
