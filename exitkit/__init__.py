@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exitkit.policy import knob as knob
     from exitkit.policy import label_entropy as label_entropy
     from exitkit.policy import normalised_entropy as normalised_entropy
+    from exitkit.policy import window_max as window_max
     from exitkit.prediction.predictor import load as load
     from exitkit.training.train import train as train
 
@@ -44,6 +45,7 @@ _HOMES = {
         "knob",
         "label_entropy",
         "normalised_entropy",
+        "window_max",
     ],
     "exitkit.prediction.predictor": ["load"],
     "exitkit.training.train": ["train"],

@@ -68,6 +68,7 @@ class Pass(NamedTuple):
     logits: Tensor  # [E, U, C]
     features: tuple[Tensor, ...]  # [E−1] of [U, d], what the heads made of the states
     notes: tuple[Any, ...] = ()  # [L] what `between` noted of each layer
+    live: Tensor | None = None  # [E, U] bool, units that `onward` had not stopped before the exit
 
 
 def full_pass(
@@ -75,7 +76,7 @@ def full_pass(
     batch: Batch,
     embedded: Callable[[Stream], Stream] | None = None,
     between: Callable[[int, Stream, Stream], Stream | Passed] | None = None,
-    onward: Callable[[int, Stream], Stream] | None = None,
+    onward: Callable[[int, Stream, Tensor], Stream] | None = None,
 ) -> Pass:
     """Run every layer and every head, with gradients where they are on.
 
@@ -85,13 +86,14 @@ def full_pass(
         embedded: changes what the first layer reads.
         between: between(index, before, after) says what is read after layer `index` (from 0), by its exit and by the
             next layer; a `Passed` may say it of both, and hold a note for the losses.
-        onward: onward(exit, stream) says what the layer after an exit (from 1) reads, if not the same as the exit.
+        onward: onward(exit, stream, logits) says what the layer after an exit (from 1) reads, if not the same as the
+            exit. It may stop units, but not drop them.
     """
     tokens, stream = pack(batch)
     stream = stream.carrying(model.encoder.embed(tokens))
     if embedded is not None:
         stream = embedded(stream)
-    answers, features, notes, below = [], [], [], 0
+    answers, features, notes, live, below = [], [], [], [], 0
     for exit, layer in enumerate(model.exits, start=1):
         at_exit = stream
         for index in range(below, layer):
@@ -106,12 +108,18 @@ def full_pass(
         below = layer
         read, logits = model.read(exit, at_exit)
         answers.append(logits)
+        live.append(stream.live)
         if read is not None:
             features.append(read)
         if onward is not None:
-            stream = onward(exit, stream)
+            stream = onward(exit, stream, logits)
     in_order = stream.row.argsort()
-    return Pass(torch.stack(answers)[:, in_order], tuple(feature[in_order] for feature in features), tuple(notes))
+    return Pass(
+        torch.stack(answers)[:, in_order],
+        tuple(feature[in_order] for feature in features),
+        tuple(notes),
+        torch.stack(live)[:, in_order],
+    )
 
 
 def every_exit(model: ExitModel, batch: Batch) -> Tensor:

@@ -98,7 +98,7 @@ class ExitModel(nn.Module):
         words: Tensor | None = None,
         embedded: Callable[[Stream], Stream] | None = None,
         between: Callable[[int, Stream, Stream], Stream | Passed] | None = None,
-        onward: Callable[[int, Stream], Stream] | None = None,
+        onward: Callable[[int, Stream, Tensor], Stream] | None = None,
     ) -> Pass:
         """Every exit on a padded batch; see `loop.full_pass`."""
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}

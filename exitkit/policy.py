@@ -245,6 +245,21 @@ def normalised_entropy(logits: Tensor) -> Tensor:
     return (entropy / math.log(logits.shape[-1])).clamp(max=1.0)
 
 
+def window_max(values: Tensor, sequence: Tensor, window: int) -> Tensor:
+    """The largest of `values` [U] within `window // 2` places in the same sequence (`sequence` [U] ascends).
+
+    TokEE (2105.13878, section 3.3) with its window of odd size; at the ends of a sequence there is nothing to look at.
+    """
+    found = values
+    for step in range(1, min(window // 2, len(values) - 1) + 1):
+        alike = sequence[step:] == sequence[:-step]
+        ahead = torch.where(alike, values[step:], -torch.inf)
+        behind = torch.where(alike, values[:-step], -torch.inf)
+        found = torch.maximum(found, torch.nn.functional.pad(ahead, (0, step), value=-torch.inf))
+        found = torch.maximum(found, torch.nn.functional.pad(behind, (step, 0), value=-torch.inf))
+    return found
+
+
 def label_entropy(logits: Tensor) -> Tensor:
     """Entropy of each label by itself in multi-label, in bits: 0 is certain, 1 knows nothing. fp32, as `logits`.
 

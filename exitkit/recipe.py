@@ -53,6 +53,7 @@ class EveryExit:
     step: int = 0  # optimiser steps taken in this phase: the same for all micro-batches of a step
     model: ExitModel | None = None  # for probes; a recipe that only looks at answers needs none
     notes: Sequence[Any] = ()  # [L] what `between` noted of each layer
+    live: Tensor | None = None  # [E, U] bool, units that `onward` had not stopped before the exit; None = all
 
     def loss(self, logits: Tensor, among: Tensor | None = None) -> Tensor:
         """The task's own loss of some logits [U, C] against the labels, a mean over units, or over those `among` [U].
@@ -112,8 +113,13 @@ class Recipe(ABC):
         """
         return after
 
-    def onward(self, phase: str, model: ExitModel, exit: int, stream: Stream) -> Stream:
-        """What the layer after an exit (from 1) reads: what the exit read, unless changed."""
+    def onward(
+        self, phase: str, model: ExitModel, exit: int, stream: Stream, logits: Tensor, progress: float = 0.0
+    ) -> Stream:
+        """What the layer after an exit (from 1) reads: what the exit read, unless changed.
+
+        `logits` [U, C] are the exit's answers to the units of the stream; with `stream.resting` some of them stop.
+        """
         return stream
 
     def conflict(self, phase: str, model: ExitModel) -> Conflict | None:

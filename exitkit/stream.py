@@ -257,6 +257,17 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
     return part.stream, part.units
 
 
+def resting(stream: Stream, live: Tensor) -> Stream:
+    """The same stream with units stopped: `live` [U] is False for those that compute no more.
+
+    Nothing is dropped: training needs a row of every unit at every exit. Reads one small table from the device.
+    """
+    awake = torch.where(stream.owner >= 0, live[stream.owner], True)  # [T]
+    sequence_of = _sequence_of(stream.lengths, live.device)
+    asking = tuple(_count(awake, sequence_of, stream.sequences).tolist())
+    return replace(stream, live=live, active=_rows_where(awake, sum(asking)), asking=asking)
+
+
 def _count(mask: Tensor, group: Tensor, groups: int) -> Tensor:
     """How many True there are in each group: [groups]."""
     return torch.zeros(groups, dtype=torch.long, device=mask.device).index_add(0, group, mask.long())

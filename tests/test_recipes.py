@@ -145,7 +145,7 @@ def test_equilibrium_gives_a_layer_the_average_of_the_exits_above_it() -> None:
             states[index] = after.hidden
             return recipe.between("joint", model, index, before, after) if scaled else after
 
-        onward = (lambda exit, stream: recipe.onward("joint", model, exit, stream)) if scaled else None
+        onward = (lambda exit, stream, logits: recipe.onward("joint", model, exit, stream, logits)) if scaled else None
         return between, onward
 
     alone: list[list[torch.Tensor]] = []

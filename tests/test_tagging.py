@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exitkit_policies.sentence import Sentence
-from exitkit_policies.token_window import Rescored, TokenWindow, widest
+from exitkit_policies.token_window import Rescored, TokenWindow
 from sklearn.metrics import f1_score
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -26,7 +26,7 @@ from exitkit.loop import run
 from exitkit.measure import Sample, score
 from exitkit.metrics import interval, interval_of_sums
 from exitkit.plugins import installed
-from exitkit.policy import Shape
+from exitkit.policy import Shape, window_max
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
 from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
@@ -237,9 +237,9 @@ def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
 
 def test_the_window_is_the_largest_value_around_a_word_in_its_own_sentence() -> None:
     values, sequence = torch.tensor([0.9, 0.1, 0.2, 0.3, 0.8]), torch.tensor([0, 0, 0, 1, 1])
-    assert widest(values, sequence, 1).tolist() == values.tolist()
-    assert widest(values, sequence, 3).tolist() == pytest.approx([0.9, 0.9, 0.2, 0.8, 0.8])
-    assert widest(values, sequence, 15).tolist() == pytest.approx([0.9, 0.9, 0.9, 0.8, 0.8])
+    assert window_max(values, sequence, 1).tolist() == values.tolist()
+    assert window_max(values, sequence, 3).tolist() == pytest.approx([0.9, 0.9, 0.2, 0.8, 0.8])
+    assert window_max(values, sequence, 15).tolist() == pytest.approx([0.9, 0.9, 0.9, 0.8, 0.8])
 
 
 def uncertain(*levels: str) -> torch.Tensor:

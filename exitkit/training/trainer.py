@@ -83,7 +83,7 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         batch = {name: value for name, value in inputs.items() if name != "labels"}
         progress = self.state.global_step / max(1, self.state.max_steps)
         between = self._hook("between", progress=progress)
-        said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward"))
+        said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward", progress=progress))
         labels = inputs.get("labels")
         if labels is not None and "words" in batch:
             labels = labels[labels != NO_LABEL]  # [U]
@@ -97,6 +97,7 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             step=self.state.global_step,
             model=self.model,
             notes=said.notes,
+            live=said.live,
         )
         self.watch.see(seen)
         losses = self.recipe.losses(self.phase.name, seen)

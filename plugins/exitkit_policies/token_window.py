@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob, normalised_entropy
+from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob, normalised_entropy, window_max
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TokenWindow(ExitPolicy):
         own = normalised_entropy(seen.logits)
         counted = torch.where(seen.live, own, 0.0) if self.answered == "certain" else own
         limit = min(1.0, self.threshold * self.growth ** (seen.exit - 1))
-        return (widest(counted, seen.sequence, self.window) < limit) | (own < self.bypass), state
+        return (window_max(counted, seen.sequence, self.window) < limit) | (own < self.bypass), state
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,6 @@ class Rescored(TokenWindow):
     answered: str = "final"
 
     reads = frozenset({"logits", "answered"})
-
-
-def widest(values: Tensor, sequence: Tensor, window: int) -> Tensor:
-    """The largest of `values` [U] within `window // 2` places in the same sequence (`sequence` [U] ascends)."""
-    found = values
-    for step in range(1, min(window // 2, len(values) - 1) + 1):
-        alike = sequence[step:] == sequence[:-step]
-        ahead = torch.where(alike, values[step:], -torch.inf)
-        behind = torch.where(alike, values[:-step], -torch.inf)
-        found = torch.maximum(found, torch.nn.functional.pad(ahead, (0, step), value=-torch.inf))
-        found = torch.maximum(found, torch.nn.functional.pad(behind, (step, 0), value=-torch.inf))
-    return found
 
 
 @hookimpl

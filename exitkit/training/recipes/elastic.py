@@ -39,7 +39,9 @@ class Elastic(Joint):
         remaining = sum(layer > index for layer in model.exits)
         return after.carrying(scale_gradient(after.hidden, 1 / remaining))
 
-    def onward(self, phase: str, model: ExitModel, exit: int, stream: Stream) -> Stream:
+    def onward(
+        self, phase: str, model: ExitModel, exit: int, stream: Stream, logits: Tensor, progress: float = 0.0
+    ) -> Stream:
         """× (r − 1) on the gradient that comes back from the layers above."""
         remaining = len(model.exits) - exit + 1
         return stream.carrying(scale_gradient(stream.hidden, remaining - 1))

@@ -1,0 +1,110 @@
+"""Recipe `tokee`: all exits at once, then once more with words that leave while the model learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import UsageError, one_of
+from exitkit.hookspecs import Register, hookimpl
+from exitkit.policy import normalised_entropy, window_max
+from exitkit.recipe import EveryExit, Phase, Recipe
+from exitkit.stream import Stream, resting
+from exitkit.training.recipes.joint import Joint
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+SAMPLING = "self-sampling"
+WINDOWS = (1, 3, 5, 9, 15)
+AGGRESSIVE, WHOLE = 0.2, 0.4  # shares of the sentences: the eagerest setting, nobody leaves; the rest at random
+SUPERVISED = ("live", "all")
+
+
+@dataclass(frozen=True)
+class Tokee(Joint):
+    """Phase `joint`: Σ ℓ·CE_ℓ / Σ ℓ. Phase `self-sampling`: the same while words leave, as they do at inference.
+
+    TokEE (Li et al., 2105.13878, sections 3.4 and 4.2; released code). In the second phase every sentence of a batch
+    draws a window and a threshold. A word whose window is less uncertain than the threshold stops: its state is copied
+    upwards and goes on as key and value, so that the words that stay learn to read such states. By the sandwich rule a
+    fifth of the sentences takes the eagerest setting and two fifths let nobody leave. An exit's loss is a mean over
+    the words that have not left before it (`supervised: live`, as the paper means it), or over all (`all`, which is
+    what the released code computes).
+
+    Where it differs: exits are decided by the answers of the same pass, dropout included, not by those that the first
+    phase's model once gave; the distance to the first phase's losses ("flooding") is left out; learning rates are those
+    of `joint`, without a frozen start; settings are continuous, `threshold` up to `most`.
+    """
+
+    most: float = 0.5
+    supervised: str = "live"
+
+    def __post_init__(self) -> None:
+        if self.supervised not in SUPERVISED:
+            raise UsageError(one_of("recipe.supervised", self.supervised, SUPERVISED))
+        if not 0 < self.most <= 1:
+            raise UsageError(f"recipe.most is {self.most}; it must be above 0 and at most 1.")
+
+    def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
+        """`joint`, then `self-sampling` with the same parts."""
+        if model.task != "tagging":
+            raise UsageError("recipe 'tokee' is for tagging; use joint.")
+        if not model.shape.words_halt:
+            raise UsageError("recipe 'tokee' lets words halt, which this family cannot; use joint.")
+        (joint,) = super().phases(model, epochs)
+        return [joint, Phase(SAMPLING, epochs, joint.groups)]
+
+    def onward(
+        self, phase: str, model: ExitModel, exit: int, stream: Stream, logits: Tensor, progress: float = 0.0
+    ) -> Stream:
+        """Let words stop by the settings that their sentences drew for this step."""
+        if phase != SAMPLING or exit == model.shape.exits:
+            return stream
+        windows, thresholds = draw(stream.sequences, progress, self.most)
+        own = normalised_entropy(logits.detach())
+        counted = torch.where(stream.live, own, 0.0)  # who has left counts as certain
+        around = torch.stack([window_max(counted, stream.sequence, window) for window in WINDOWS])  # [W, U]
+        of_word = windows.to(own.device)[stream.sequence]
+        widest = around.gather(0, of_word[None])[0]
+        leave = widest < thresholds.to(own.device)[stream.sequence]
+        return resting(stream, stream.live & ~leave)
+
+    def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
+        """The task's loss at every exit, weighted by depth."""
+        if phase != SAMPLING or self.supervised == "all" or seen.live is None:
+            return super().losses(phase, seen)
+        total = sum(seen.layers)
+        return {
+            f"exit_{number}": layer / total * seen.loss(logits, among=live)
+            for number, (layer, logits, live) in enumerate(zip(seen.layers, seen.logits, seen.live, strict=True), 1)
+        }
+
+
+def draw(sentences: int, progress: float, most: float) -> tuple[Tensor, Tensor]:
+    """Settings of the sentences of a batch: places [S] in WINDOWS, and thresholds [S] between 0.01 and `most`.
+
+    A function of the training's seed and of how far it is, so that all exits of a pass see the same settings without
+    anybody keeping them, and a resumed training draws what an uninterrupted one does.
+    """
+    random = torch.Generator().manual_seed(hash((torch.initial_seed(), round(progress * 1e9))) & (2**63 - 1))
+    windows = torch.randint(len(WINDOWS), (sentences,), generator=random)
+    low = math.log(0.01)
+    thresholds = torch.exp(low + (math.log(most) - low) * torch.rand(sentences, generator=random))
+    kind = torch.rand(sentences, generator=random)
+    eager, whole = kind < AGGRESSIVE, kind >= 1 - WHOLE
+    smallest = torch.rand(sentences, generator=random) < 0.5  # eager is the smallest window or the largest threshold
+    windows = torch.where(eager & smallest, 0, windows)
+    thresholds = torch.where(eager & ~smallest, most, thresholds)
+    return windows, torch.where(whole, -1.0, thresholds)
+
+
+@hookimpl
+def register_recipes(register: Register[Recipe]) -> None:
+    """Offer `tokee`."""
+    register("tokee", Tokee)
