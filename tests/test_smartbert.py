@@ -172,8 +172,8 @@ def noted(skips: list[list[float]], weights: list[list[float]]) -> list[Gated]:
 
 
 def test_penalties_by_hand() -> None:
-    notes = noted([[0.2, 0.4], [0.6, 1.0]], [[0.0, 0.0], [1.0, 1.0]])
-    assert SmartBert(skip_rate=0.3).pressure(notes).item() == pytest.approx((0.5 - 0.3) ** 2), "of what was skipped"
+    notes = noted([[0.2, 0.4], [0.6, 1.0]], [[0.2, 0.4], [0.6, 1.0]])
+    assert SmartBert(skip_rate=0.3).pressure(notes).item() == pytest.approx((0.5 - 0.3) ** 2), "of hard gates"
     assert SmartBert(penalty="published").pressure(notes).item() == pytest.approx(1 / (0.3 + 0.8)), "of soft gates"
 
 
@@ -193,7 +193,7 @@ def test_the_first_phases_loss_by_hand() -> None:
             terms.append(-scores.log_softmax(dim=-1).diagonal().sum().item())
     tokens = int(rows["attention_mask"].sum())
     by_hand = sum(terms) / tokens
-    rate = torch.stack([note.skip.mean() for note in seen.notes]).mean()
+    rate = torch.stack([(note.skip >= 0.5).float() for note in seen.notes]).mean()  # also while gates are soft
     found = recipe.losses(GATES, seen)
     assert found["contrast"].item() == pytest.approx(0.25 * by_hand, rel=1e-4)
     assert found["penalty"].item() == pytest.approx(0.75 * 3.0 * (rate.item() - 0.1) ** 2, rel=1e-4)
@@ -457,7 +457,7 @@ def test_metrics_say_what_the_gates_do(smart: tuple[Path, dict, dict]) -> None:
     assert report["skip_rate"] == pytest.approx(sum(report["skipped"]) / 4)
 
 
-@pytest.mark.parametrize("saves", [3, 6])  # where gates harden, and in the second phase
+@pytest.mark.parametrize("saves", [3])  # on the way from soft gates to hard ones
 def test_a_killed_run_resumes_to_the_same_bits(
     saves: int, smart: tuple[Path, dict, dict], encoder: Path, tmp_path: Path
 ) -> None:
@@ -517,10 +517,16 @@ def test_other_exits_and_one_exit_train_too(encoder: Path, tmp_path: Path) -> No
         assert len(report["exits"]) == count
 
 
-def test_a_rate_is_held(encoder: Path, tmp_path: Path) -> None:
-    recipe = {**RECIPE, "skip_rate": 0.5, "gate_learning_rate": 0.02, "gate_weight": 20.0}
-    given = {**QUICK, "max_train_samples": 1000}
-    report = exitkit.train(
-        model=str(encoder), output=tmp_path / "m", recipe={**recipe, EXITS: {"epochs": 0.1}}, **given
-    )
-    assert report["skip_rate"] == pytest.approx(0.5, abs=0.2)
+@pytest.mark.parametrize("rate", [0.2, 0.8])
+def test_a_rate_is_held(rate: float, encoder: Path, tmp_path: Path) -> None:
+    gates = {"skip_rate": rate, "gate_learning_rate": 0.02, "gate_weight": 20.0, EXITS: {"epochs": 0.1}}
+    given = {**QUICK, "max_train_samples": 800}
+    report = exitkit.train(model=str(encoder), output=tmp_path / "m", recipe={**RECIPE, **gates}, **given)
+    assert report["skip_rate"] == pytest.approx(rate, abs=0.15)
+
+
+def test_without_its_policy_the_recipe_says_what_is_missing() -> None:
+    with pytest.raises(
+        UsageError, match="recipe 'smartbert' trains the gates of policy 'skip-gate', which is not there"
+    ):
+        SmartBert().prepare(tiny_model())

@@ -38,8 +38,9 @@ class SmartBert(Recipe):
     which draws a token to itself one layer up and away from the other tokens of its sequence. The second phase is
     (1 − η₂)·Σ CE + η₂·contrast, the mean over neighbouring exits, and changes nothing of the first.
 
-    - `penalty`: `rate` is (mean ĝ − skip_rate)², which holds a rate; `published` is 1/Σ mean g, which only pushes
-      upwards and fades as gates open. `gate_weight` is w; the published one is 0.04.
+    - `penalty`: `rate` is (r − skip_rate)², r the share of layers that inference would skip, with the gradient of g. It
+      counts hard gates in the soft part too: a mean of soft ones is held by gates that all say 0.3 and skip nothing.
+      `published` is 1/Σ mean g, which only pushes up and fades as gates open. `gate_weight` is w, published as 0.04.
     - `exit_states`: `met` trains an exit on the states that it meets at inference, with the sequences that have run a
       layer since the exit before; `published` on u of all sequences, also where the gate skips the layer.
     - `gate`: the kind of gate, `attention` as published or `linear`.
@@ -82,6 +83,11 @@ class SmartBert(Recipe):
 
     def prepare(self, model: ExitModel) -> None:
         """Projectors for contrast, which only training needs: one per layer, one per exit before the last."""
+        if POLICY not in model.probes:
+            raise UsageError(
+                f"recipe 'smartbert' trains the gates of policy '{POLICY}', which is not there; 'exitkit plugins' "
+                "says why."
+            )
         width, shape = model.encoder.width, model.shape
         if self.layer_contrast > 0:
             model.scaffold[GATES] = nn.ModuleList(projector(width) for _ in range(shape.layers))
@@ -143,7 +149,7 @@ class SmartBert(Recipe):
         """The penalty on the gates of all layers, before it is weighed."""
         if self.penalty == "published":
             return 1 / torch.stack([note.skip.float().mean() for note in notes]).sum()
-        return (torch.stack([note.weight.float().mean() for note in notes]).mean() - self.skip_rate) ** 2
+        return (torch.stack([hardened(note.skip).float().mean() for note in notes]).mean() - self.skip_rate) ** 2
 
     def _of_exits(self, seen: EveryExit) -> dict[str, Tensor]:
         """Every exit but the last, with those that would ask it, and a token beside itself one exit up."""
