@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from exitkit.distiller import Lesson
     from exitkit.model import ExitModel
     from exitkit.stream import Stream
     from exitkit.tasks import Task
@@ -52,11 +53,16 @@ class EveryExit:
     features: Sequence[Tensor] = ()  # [E−1] of [U, d], what probes read
     step: int = 0  # optimiser steps taken in this phase: the same for all micro-batches of a step
     model: ExitModel | None = None  # for probes; a recipe that only looks at answers needs none
+    labelled: Tensor | None = None  # [U] bool, who has a label, where not everybody has; the others' mean nothing
+    lesson: Lesson | None = None  # in distillation, what the teacher said of the same batch
 
     def loss(self, logits: Tensor) -> Tensor:
-        """The task's own loss of some logits [U, C] against the labels, a mean over units."""
+        """The task's own loss of some logits [U, C] against the labels, a mean over the units that have one."""
         assert self.labels is not None, "a phase without labels has no task loss"
-        return self.task.loss(logits, self.labels, self.weights).mean()
+        of_units = self.task.loss(logits, self.labels, self.weights)
+        if self.labelled is None:
+            return of_units.mean()
+        return torch.where(self.labelled, of_units, 0.0).sum() / self.labelled.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from exitkit.distiller import Tutor
 from exitkit.errors import UsageError, one_of
+from exitkit.inside import Inside
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
 from exitkit.recipe import EveryExit, Phase, Recipe
@@ -31,6 +33,9 @@ from exitkit.training.adversarial import FastGradient
 
 OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
 """Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
+
+OF_ROWS = {"labels", "labelled", "row"}
+"""Columns that are not the model's input."""
 
 
 class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -44,11 +49,13 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         task: Task,
         weights: Tensor | None,
         adversary: FastGradient | None,
+        tutor: Tutor | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.recipe, self.phase, self.task, self.weights = recipe, phase, task, weights
         self.adversary = adversary
+        self.tutor = tutor
         self.conflict = recipe.conflict(phase.name, self.model)
         self.anchor: Tensor | None = None  # [P] the anchor's gradient so far in this step
         self.remove_callback(PrinterCallback)  # prints to stdout
@@ -75,8 +82,15 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _loss(
         self, model: nn.Module, inputs: Mapping[str, Tensor], embedded: Callable[[Stream], Stream] | None
     ) -> Tensor:
-        batch = {name: value for name, value in inputs.items() if name != "labels"}
-        said = model(**batch, embedded=embedded, between=self._hook("between"), onward=self._hook("onward"))
+        batch = {name: value for name, value in inputs.items() if name not in OF_ROWS}
+        between, notes, lesson = self._hook("between"), None, None
+        if self.tutor is not None:
+            notes = self.tutor.notes(self.phase.name)
+            embedded, between = _also(embedded, between, notes)
+        said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward"))
+        if self.tutor is not None and notes is not None:
+            lesson = self.tutor.lesson(self.phase.name, inputs["row"], inputs["attention_mask"], notes)
+        labelled = inputs.get("labelled")
         seen = EveryExit(
             logits=said.logits,
             labels=inputs.get("labels"),
@@ -86,6 +100,8 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             features=said.features,
             step=self.state.global_step,
             model=self.model,
+            labelled=None if labelled is None else labelled.bool(),
+            lesson=lesson,
         )
         losses = self.recipe.losses(self.phase.name, seen)
         total = self.recipe.combine(losses)
@@ -134,6 +150,20 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             os.path.join(folder, "model.safetensors"),
             metadata={"format": "pt"},
         )
+
+
+def _also(
+    embedded: Callable[[Stream], Stream] | None, between: Callable[..., Stream] | None, notes: Inside
+) -> tuple[Callable[[Stream], Stream], Callable[..., Stream]]:
+    """Hooks that do what they did and then take notes."""
+
+    def below(stream: Stream) -> Stream:
+        return notes.embedded(stream if embedded is None else embedded(stream))
+
+    def above(index: int, before: Stream, after: Stream) -> Stream:
+        return notes.between(index, before, after if between is None else between(index, before, after))
+
+    return below, above
 
 
 class ShowProgress(TrainerCallback):  # type: ignore[misc]
@@ -225,6 +255,7 @@ def run_phase(
     task: Task,
     weights: Tensor | None = None,
     adversary: FastGradient | None = None,
+    tutor: Tutor | None = None,
 ) -> dict[str, float]:
     """Train one phase. Returns the trainer's own metrics (`train_runtime` in seconds, `train_samples_per_second`)."""
     trainer = RecipeTrainer(
@@ -239,6 +270,7 @@ def run_phase(
         task=task,
         weights=weights,
         adversary=adversary,
+        tutor=tutor,
     )
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return dict(result.metrics)
