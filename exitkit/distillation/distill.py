@@ -69,8 +69,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     config.require(settings, "teacher", "output")
     if settings.data is None and settings.unlabelled is None:
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
-    assert settings.output is not None
-    partial = check_output(settings.output, settings.resume, settings.overwrite)
+    partial = _check_output(settings)
     registry, device = installed(), runtime.device(settings)
     name, method, epochs = build("method", _with_layer_map(settings, registry), registry.distiller)
     teachers = load_teachers(settings.teacher, registry, device, settings.max_length)
@@ -81,7 +80,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     set_seed(settings.seed)
     student = new_student(settings, teachers[0], data.task, _scale(data, said), registry)
     plan = _plan(name, method, epochs, settings, student, teachers, registry)
-    max_length = limit(student.tokenizer, student.model.stock.config, settings.max_length)
+    max_length, teachers = _lengths(settings, student, teachers)
     weights = class_weights(settings.class_weights, data.train) if data.train.task is not None else None
     student.model.to(device)
     job = Job(
@@ -109,8 +108,34 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     }
     recipe = {"name": name, **dataclasses.asdict(method), "teachers": list(settings.teacher)}  # type: ignore[call-overload]
     card = card_of(settings, student.model, data, recipe, max_length, metric)
+    assert settings.output is not None
     publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
     return report
+
+
+def _check_output(settings: DistillConfig) -> Path:
+    """The folder to work in. Raises UsageError for anything that may not be touched, the teachers among it."""
+    assert settings.output is not None
+    for source in settings.teacher:
+        if Path(source).exists() and Path(source).resolve() == settings.output.resolve():
+            raise UsageError(f"--output {settings.output} is the teacher; name another folder.")
+    return check_output(settings.output, settings.resume, settings.overwrite)
+
+
+def _lengths(settings: DistillConfig, student: Student, teachers: list[Teacher]) -> tuple[int, list[Teacher]]:
+    """How many tokens of a row the student reads: no more than its teachers, unless asked.
+
+    Teachers who share its tokenizer read no more than it does, so that both see the same tokens.
+    """
+    longest = limit(student.tokenizer, student.model.stock.config, settings.max_length)
+    if settings.max_length is None:
+        longest = min(longest, *(teacher.max_length for teacher in teachers))
+    return longest, [
+        replace(teacher, max_length=min(teacher.max_length, longest))
+        if teacher.tokenizer is student.tokenizer
+        else teacher
+        for teacher in teachers
+    ]
 
 
 def _with_layer_map(settings: DistillConfig, registry: Registry) -> Choice:
@@ -168,15 +193,15 @@ def _task(teacher: Teacher, seen: Task | None, names: Sequence[str] | None) -> T
         return task
     if seen.kind != task.kind:
         raise UsageError(
-            f"--teacher {teacher.source} is for {task.kind}, and the labels of --data look like {seen.kind}. Give data "
-            f"of the teacher's task, or say how labels are meant: --task {task.kind}."
+            f"--teacher {teacher.source} is for {task.kind}, and the labels of --data look like {seen.kind}. Say how "
+            f"they are meant (--task {task.kind}), give data of the teacher's task, or give the texts as --unlabelled."
         )
     unknown = sorted(set(seen.labels) - set(task.labels))
     if unknown:
         raise UsageError(
             f"--teacher {teacher.source} answers {', '.join(task.labels)}; the data has {', '.join(seen.labels)}. If "
             "these are the same classes under other names, say which is which: --label-names, with the data's labels "
-            "in the order of the teacher's."
+            "in the order of the teacher's. Or give the texts as --unlabelled, whose labels are not looked at."
         )
     return task
 

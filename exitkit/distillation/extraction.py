@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 
 from exitkit.distillation.layer_map import evenly
 from exitkit.encoders.base import Axis, Encoder, Part
-from exitkit.errors import UsageError
 from exitkit.heads import ExitHead
 from exitkit.loop import full_pass
 from exitkit.model import ExitModel
@@ -68,16 +67,39 @@ def why_not(student: Size, teacher: Size) -> str | None:
     Whole heads are kept, since attention is scaled by the size of a head.
     """
     per_head = teacher.width // teacher.heads
-    parts = {"layers": "layers", "width": "width", "heads": "attention heads", "inner": "feed-forward units"}
+    parts = {"layers": "layers", "width": "features", "heads": "attention heads", "inner": "feed-forward units"}
     for name, what in parts.items():
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours > theirs:
-            return f"the teacher has {what} {theirs}, fewer than {ours}; extraction can only leave out."
+            return f"the teacher has {theirs} {what}, fewer than {ours}, and extraction can only leave out."
     if student.width != student.heads * per_head:
         return (
             f"width {student.width} with {student.heads} heads does not consist of the teacher's heads of {per_head} "
             f"features; use a multiple of {per_head} up to {teacher.width}."
         )
+    return None
+
+
+def misfit(student: ExitModel, teacher: ExitModel) -> str | None:
+    """Why the weights of a model of a possible size are no pieces of the teacher's, as a sentence; None when they are.
+
+    Vocabulary, positions and labels are never cut.
+    """
+    ours, theirs = student.encoder.anatomy().rest, teacher.encoder.anatomy().rest
+    if len(ours) != len(theirs):
+        return (
+            f"at width {student.shape.width} its embeddings would be as wide as its layers, which the teacher's are "
+            "not; use another width."
+        )
+    for part, source in zip(ours, theirs, strict=True):
+        for name, value in part.module.named_parameters(recurse=False):
+            given = getattr(source.module, name).shape
+            for axis, counted in enumerate((part.rows, part.columns)[: value.dim()]):
+                if counted is None and value.shape[axis] != given[axis]:
+                    return (
+                        f"a weight is {list(value.shape)} where the teacher has {list(given)}; vocabulary, positions "
+                        "and labels must be the teacher's."
+                    )
     return None
 
 
@@ -204,8 +226,6 @@ def extract(student: ExitModel, teacher: ExitModel, kept: Kept) -> None:
 
     Exit heads come along where the teacher has one at the layer that an exit of the student comes from, with the same
     pooling; others stay as they are.
-
-    Raises UsageError: a table of embeddings, or the head, has another size than the teacher's.
     """
     per_head = teacher.shape.width // int(teacher.stock.config.num_attention_heads)
     ours, theirs = student.encoder.anatomy(), teacher.encoder.anatomy()
@@ -240,9 +260,4 @@ def _copy(part: Part, source: Part, index: Mapping[Axis, Tensor]) -> None:
             piece = piece[index[part.rows]]
         if part.columns is not None and piece.dim() > 1:
             piece = piece[:, index[part.columns]]
-        if piece.shape != target.shape:
-            raise UsageError(
-                f"--student: a weight of shape {list(target.shape)} where the teacher gives {list(piece.shape)}: "
-                "vocabulary, positions and labels must be the teacher's. Use its config, or --extract none."
-            )
         target.copy_(piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -60,7 +61,8 @@ class Store:
                 "name a folder on another disk with --cache."
             ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def read(self, row: int) -> Tensor | None:
         """The record of a row [numbers], or None when it is not kept."""

@@ -21,7 +21,7 @@ from transformers import (
 from exitkit.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows
-from exitkit.distillation.extraction import Size, all_of, choose, extract, importance, size_of, why_not
+from exitkit.distillation.extraction import Size, all_of, choose, extract, importance, misfit, size_of, why_not
 from exitkit.distillation.layer_map import evenly
 from exitkit.distillation.teacher import Teacher
 from exitkit.encoders.base import Encoder
@@ -72,6 +72,11 @@ def new_student(settings: DistillConfig, teacher: Teacher, task: Task, scale: fl
     stock = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     every = range(1, len(encoder(stock).blocks) + 1)
     model = ExitModel(stock, encoder, every if exits is None else exits, pooling, scale)
+    why = None if how == "none" else misfit(model, teacher.model)
+    if why is not None:
+        raise UsageError(
+            f"the student cannot be cut out of the teacher: {why} Or start from random weights: --extract none."
+        )
     return Student(model, teacher.tokenizer, how)
 
 

@@ -1,0 +1,459 @@
+"""`exitkit distill` end to end: students that are ordinary artifacts, with and without labels, resumed, refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+import exitkit
+from exitkit.cli import app
+from exitkit.data import demo
+from exitkit.data.sources import read
+from exitkit.distiller import Distiller
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.plugins import installed
+
+QUICK = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 96}
+
+
+def cli(*args: object) -> dict:
+    result = CliRunner().invoke(app, [*(str(one) for one in args), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
+
+
+def logits_of(folder: Path, texts: list[str]) -> torch.Tensor:
+    """What plain transformers answers."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        return model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+
+
+def test_a_student_is_calibrated_benchmarked_and_asked_like_any_other(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    report = cli(
+        "distill", "--teacher", trained, "--data", "demo:reviews", "--output", folder, "--method", "layers",
+        "--student-layers", "2", "--student-width", "16", "--layer-map", "1,4", "--epochs", "1",
+        "--max-train-samples", "200", "--cache-size", "1MB",
+    )  # fmt: skip
+    assert report == json.loads((folder / "metrics.json").read_text())
+    assert {"task", "recipe", "metric", "split", "train_seconds", "samples_per_second"} <= report.keys()
+    assert [one["layer"] for one in report["exits"]] == [1, 2]
+    assert all(0 <= one["teacher_agreement"] <= 1 for one in report["exits"])
+    assert (report["method"], report["options"]["layer_map"]) == ("layers", "1,4")
+    inside, answers = report["phases"]
+    assert (inside["phase"], inside["hidden"], inside["scores"]) == (
+        "layers",
+        [[0, 0], [1, 1], [2, 4]],
+        [[1, 1], [2, 4]],
+    )
+    assert answers["cached"]["rows"] == 200 > inside["cached"]["rows"] > 0
+    assert inside["cached"]["bytes"] + answers["cached"]["bytes"] <= 1e6
+    student = report["student"]
+    assert (student["layers"], student["width"], student["heads"], student["extract"]) == (2, 16, 1, "impt")
+    assert student["parameters"] < report["teachers"][0]["parameters"] / 2
+    assert {file.name for file in folder.iterdir()} == {file.name for file in trained.iterdir()}, (
+        "nothing of the distillation is left"
+    )
+    card = (folder / "README.md").read_text()
+    assert "distilled by exitkit" in card
+    assert "as the teacher" in card
+    found = cli("calibrate", folder, "--target-speedup", "1.2x", "--currency", "layers")
+    assert found["policy"] == "entropy"
+    rows = cli("benchmark", folder, "--output", tmp_path / "report", "--max-rows", "40", "--rounds", "1")
+    assert rows["runs"]
+    texts = read("demo:reviews", "test[:20]").data["text"][:]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    asked = ["--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"]
+    cli("predict", folder, *asked, "--policy", "entropy", "--set", "policy.threshold=off")
+    given = [json.loads(line)["label"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    labels = AutoConfig.from_pretrained(folder).id2label
+    assert given == [labels[number] for number in logits_of(folder, texts).argmax(dim=-1).tolist()]
+
+
+def test_extraction_alone_at_the_teachers_size_keeps_its_answers(trained: Path, tmp_path: Path) -> None:
+    """With nothing learned (a learning rate of zero), the student's files hold the teacher's weights bit for bit."""
+    still = {"name": "logits", "learning_rate": 0.0, "head_learning_rate": 0.0}
+    exitkit.distill(teacher=str(trained), output=tmp_path / "s", student_layers=4, method=still, **QUICK)
+    ours, theirs = weights_of(tmp_path / "s"), weights_of(trained)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_student_without_exits_has_one(trained: Path, tmp_path: Path) -> None:
+    report = exitkit.distill(teacher=str(trained), output=tmp_path / "s", no_exits=True, **QUICK)
+    assert [(one["exit"], one["layer"]) for one in report["exits"]] == [(1, 2)]
+    assert len(exitkit.load(tmp_path / "s").predict(["a good film"])) == 1
+
+
+def test_students_learn_to_say_what_the_teacher_says(trained: Path, tmp_path: Path) -> None:
+    """From random weights and without a label, on a teacher that does not always say the same."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained, teacher)
+    model = AutoModelForSequenceClassification.from_pretrained(trained)
+    texts = read("demo:reviews", "validation").data["text"][:200]
+    with torch.no_grad():
+        logits = logits_of(trained, texts)
+        model.classifier.weight.mul_(20)
+        model.classifier.bias.copy_(20 * (model.classifier.bias - logits.median(dim=0).values))
+    model.save_pretrained(teacher)
+    share = logits_of(teacher, texts).argmax(-1).float().mean().item()
+    assert 0.2 < share < 0.8
+    method = {"name": "logits", "learning_rate": 2e-3, "head_learning_rate": 2e-3, "hard": 0.0}
+    report = exitkit.distill(
+        teacher=str(teacher), output=tmp_path / "s", extract="none", method=method,
+        **{**QUICK, "max_train_samples": 1500, "epochs": 3},
+    )  # fmt: skip
+    assert report["exits"][-1]["teacher_agreement"] > max(share, 1 - share) + 0.1
+
+
+# --- labels or none
+
+
+def csv(file: Path, labels: bool) -> Path:
+    rows = read("demo:reviews", "train[:60]")
+    names = [rows.labels[number] for number in rows.data["label"][:]]
+    texts = [text.replace('"', "").replace(",", "") for text in rows.data["text"][:]]
+    lines = [f"{text},{name}" if labels else text for text, name in zip(texts, names, strict=True)]
+    file.write_text("\n".join(["text,label" if labels else "text", *lines]) + "\n")
+    return file
+
+
+def test_labels_are_optional_everywhere(trained: Path, tmp_path: Path) -> None:
+    bare, full = csv(tmp_path / "bare.csv", False), csv(tmp_path / "full.csv", True)
+    given = {
+        "labels": {"data": str(full)},
+        "both": {"data": str(full), "unlabelled": str(bare)},
+        "none": {"data": str(bare)},
+        "only": {"unlabelled": str(full)},
+    }
+    counts = {}
+    for name, source in given.items():
+        report = exitkit.distill(teacher=str(trained), output=tmp_path / name, epochs=1, **source)
+        counts[name] = report["learned_from"]
+        assert report["metric"] == ("accuracy" if name in ("labels", "both") else "agreement")
+        assert ("score" in report["teacher"]) == (name in ("labels", "both"))
+        assert all("teacher_agreement" in one for one in report["exits"])
+    train = counts["labels"]["labelled"]
+    assert counts["labels"]["unlabelled"] == 0
+    assert counts["both"] == {"labelled": train, "unlabelled": 60}
+    assert counts["none"]["labelled"] == counts["only"]["labelled"] == 0
+    assert counts["none"]["unlabelled"] > 0
+    found = exitkit.calibrate(tmp_path / "none", target_speedup=1.2, currency="layers")
+    assert found["metric"] == "agreement"
+
+
+def test_a_metric_that_needs_labels_needs_them(trained: Path, tmp_path: Path) -> None:
+    bare = csv(tmp_path / "bare.csv", False)
+    with pytest.raises(UsageError, match="accuracy needs labels, and these rows have none"):
+        exitkit.distill(teacher=str(trained), data=str(bare), output=tmp_path / "s", metric="accuracy")
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi-label"])
+def test_other_tasks_are_distilled_too(kind: str, encoder: Path, tmp_path: Path) -> None:
+    texts = read("demo:reviews", "train[:80]").data["text"][:]
+    labels = [len(text) / 40 for text in texts] if kind == "regression" else [["a"], ["a", "b"], []] * 26 + [["b"]] * 2
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    exitkit.train(model=str(encoder), data=rows, output=tmp_path / "teacher", epochs=0.5)
+    for name, data in (("some", rows), ("none", [{"text": text} for text in texts])):
+        for method in ("logits", "layers"):
+            folder = tmp_path / f"{name}-{method}"
+            report = exitkit.distill(
+                teacher=str(tmp_path / "teacher"), data=data, output=folder, method=method, epochs=0.5
+            )
+            assert report["task"] == kind
+            assert exitkit.load(folder).predict(["a text"])
+
+
+def test_several_teachers_teach_one_student(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    report = cli(
+        "distill", "--teacher", f"{trained},{other}", "--data", "demo:reviews", "--output", tmp_path / "s",
+        "--epochs", "1", "--max-train-samples", "64",
+    )  # fmt: skip
+    assert [one["teacher"] for one in report["teachers"]] == [str(trained), str(other)]
+    with pytest.raises(UsageError, match="cannot be averaged"):
+        exitkit.distill(teacher=[str(trained), str(other)], output=tmp_path / "t", method="layers", **QUICK)
+
+
+def test_a_student_of_its_own_with_another_tokenizer_learns_from_answers_only(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    demo.build_model(other, layers=2, width=16, heads=1)
+    shorter = AutoTokenizer.from_pretrained(other)
+    vocabulary = sorted(shorter.get_vocab(), key=shorter.get_vocab().get)
+    text = (other / "tokenizer.json").read_text().replace(f'"{vocabulary[-1]}"', '"unheard-of"')
+    for word in ("the", "film", "movie", "good", "was", "a", "is"):
+        text = text.replace(f'"{word}"', f'"{word}-not"')
+    (other / "tokenizer.json").write_text(text)
+    report = exitkit.distill(teacher=str(trained), student=str(other), output=tmp_path / "s", **QUICK)
+    assert (report["student"]["layers"], report["student"]["extract"]) == (2, "none")
+    with pytest.raises(UsageError, match="different tokens"):
+        exitkit.distill(teacher=str(trained), student=str(other), output=tmp_path / "t", method="layers", **QUICK)
+
+
+def test_a_config_is_enough_for_a_student(trained: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(trained)
+    config.num_hidden_layers, config.intermediate_size = 3, 20
+    config.save_pretrained(tmp_path / "shape")
+    report = exitkit.distill(teacher=str(trained), student=str(tmp_path / "shape"), output=tmp_path / "s", **QUICK)
+    assert (report["student"]["inner"], report["student"]["extract"]) == (20, "impt")
+    assert report["student"]["from_layers"] == [2, 3, 4]
+    config.hidden_size = 24  # two heads of 12, where the teacher has heads of 16
+    config.save_pretrained(tmp_path / "odd")
+    given = {"teacher": str(trained), "student": str(tmp_path / "odd"), **QUICK}
+    report = exitkit.distill(output=tmp_path / "t", **given)
+    assert report["student"]["extract"] == "none"
+    with pytest.raises(UsageError, match=r"does not consist of the teacher's heads.*--extract none"):
+        exitkit.distill(output=tmp_path / "u", extract="impt", **given)
+
+
+# --- the same bits
+
+
+TWO_PHASES = {**QUICK, "method": "layers", "student_width": 16, "training": {"save_steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    exitkit.distill(teacher=str(trained), output=folder, **TWO_PHASES)
+    return weights_of(folder)
+
+
+class Killed(BaseException):
+    """Nothing catches this."""
+
+
+@pytest.mark.parametrize(
+    ("place", "time"),
+    [
+        ("exitkit.distillation.student.importance", 1),
+        ("exitkit.distillation.student.extract", 1),
+        ("exitkit.training.partial.save_file", 1),
+        ("exitkit.distillation.store.os.replace", 1),
+        ("exitkit.training.trainer.RecipeTrainer._save", 1),
+        ("exitkit.training.trainer.RecipeTrainer._save", 3),
+        ("exitkit.distillation.distill.score_exits", 1),
+        ("exitkit.artifact.publish", 1),
+    ],
+)
+def test_a_run_killed_anywhere_resumes_to_the_same_bits(
+    place: str, time: int, whole: dict[str, torch.Tensor], trained: Path, tmp_path: Path
+) -> None:
+    given = {"teacher": str(trained), "output": tmp_path / "model", **TWO_PHASES}
+    module, _, name = place.rpartition(".")
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError:
+        parent, _, attribute = module.rpartition(".")
+        owner = getattr(importlib.import_module(parent), attribute)
+    right, calls = getattr(owner, name), 0
+
+    def dies(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == time:
+            raise Killed
+        return right(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        with pytest.raises(Killed):
+            exitkit.distill(**given)
+    assert not (tmp_path / "model").exists()
+    exitkit.distill(resume=True, **given)
+    assert not (tmp_path / "model.partial").exists()
+    found = weights_of(tmp_path / "model")
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+def test_without_the_cache_the_student_is_the_same_to_rounding(
+    whole: dict[str, torch.Tensor], trained: Path, tmp_path: Path
+) -> None:
+    report = exitkit.distill(teacher=str(trained), output=tmp_path / "model", cache_size="0", **TWO_PHASES)
+    assert all(phase["cached"]["rows"] == 0 for phase in report["phases"])
+    found = weights_of(tmp_path / "model")
+    assert all(torch.allclose(found[key], whole[key], atol=1e-4) for key in whole)
+
+
+def test_a_cache_of_ones_own_serves_later_runs(
+    whole: dict[str, torch.Tensor], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"teacher": str(trained), "cache": tmp_path / "cache", **TWO_PHASES}
+    exitkit.distill(output=tmp_path / "one", **given)
+    assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".f32"}
+    monkeypatch.setattr("exitkit.distillation.lessons.Lessons._ask", lambda *args: pytest.fail("asked again"))
+    exitkit.distill(output=tmp_path / "two", **given)
+    found = weights_of(tmp_path / "two")
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+def test_another_teacher_or_seed_does_not_go_on(trained: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained, teacher)
+    given = {"teacher": str(teacher), "output": tmp_path / "model", **QUICK}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exitkit.distillation.distill.run_phases", lambda *args: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            exitkit.distill(**given)
+    with pytest.raises(UsageError, match="--seed was 42, and now is 1"):
+        exitkit.distill(resume=True, **{**given, "seed": 1})
+    model = AutoModelForSequenceClassification.from_pretrained(teacher)
+    model.classifier.bias.data.add_(1.0)
+    model.save_pretrained(teacher)
+    with pytest.raises(UsageError, match="the teachers have changed"):
+        exitkit.distill(resume=True, **given)
+
+
+# --- what is refused
+
+
+def checkpoint(trained: Path, folder: Path, change: Callable) -> Path:
+    """A plain checkpoint made from the teacher."""
+    model = AutoModelForSequenceClassification.from_pretrained(trained)
+    change(model)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(trained).save_pretrained(folder)
+    return folder
+
+
+def unsupported(folder: Path, encoder: Path) -> Path:
+    config = AutoConfig.for_model(
+        "albert", vocab_size=2000, hidden_size=16, num_attention_heads=2, intermediate_size=16, embedding_size=8,
+        num_hidden_layers=2, num_labels=2, id2label={0: "negative", 1: "positive"},
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return folder
+
+
+def spam(model) -> None:
+    model.config.id2label = {0: "ham", 1: "spam"}
+    model.config.label2id = {"ham": 0, "spam": 1}
+
+
+def value(model) -> None:
+    model.classifier = torch.nn.Linear(32, 1)
+    model.num_labels = model.config.num_labels = 1
+    model.config.problem_type = "regression"
+
+
+def nan(model) -> None:
+    model.classifier.weight.data[0, 0] = torch.nan
+
+
+Make = Callable[[Path, Path, Path], list[object]]
+"""The arguments of a case, from the teacher, an encoder and a folder to make things in."""
+
+
+def flags(*given: object) -> Make:
+    return lambda teacher, encoder, here: list(given)
+
+
+def taught_by(change: Callable) -> Make:
+    return lambda teacher, encoder, here: ["--teacher", checkpoint(teacher, here / "changed", change)]
+
+
+BAD: dict[str, tuple[Make, str]] = {
+    "deeper than the teacher": (flags("--student-layers", 5), r"--student-layers 5: .*4 layers.*--extract none"),
+    "wider than the teacher": (flags("--student-width", 48), r"--student-width 48: .*32 features"),
+    "half a head": (flags("--student-width", 20), r"--student-width 20: .*multiple of 16"),
+    "a map too short": (
+        flags("--method", "layers", "--layer-map", "4"),
+        "1 numbers for a student of 2 layers",
+    ),
+    "a map to no layer": (
+        flags("--method", "layers", "--layer-map", "2,9"),
+        "no layer 9; it has layers 1 to 4",
+    ),
+    "no map of that name": (flags("--method", "layers", "--layer-map", "skp"), "Did you mean 'skip'"),
+    "a map where layers do not matter": (flags("--layer-map", "last"), "method 'logits' compares no layers"),
+    "no such method": (flags("--method", "logit"), "unknown method 'logit'. Did you mean 'logits'"),
+    "no such option": (flags("--set", "method.temprature=2"), "Did you mean 'temperature'"),
+    "a share that is none": (flags("--set", "method.hard=2"), "method.hard: 2.0 is not a number from 0 to 1"),
+    "no such exit": (flags("--exits", "1,3"), "it has layers 1 to 2"),
+    "exits and none": (flags("--exits", "1", "--no-exits"), "exclude each other"),
+    "two shapes": (lambda t, e, h: ["--student", e, "--student-layers", 2], "brings its own size"),
+    "a piece of the teacher with weights of its own": (
+        lambda t, e, h: ["--student", e, "--extract", "rand"],
+        "has weights of its own",
+    ),
+    "no such student": (lambda t, e, h: ["--student", h / "nowhere"], r"--student .*no such folder"),
+    "a size that is none": (flags("--cache-size", "lots"), "'lots' is not a size; write it like 4GB"),
+    "no rows": (lambda t, e, h: ["--data", h / "none.csv"], "none.csv"),
+    "no teacher there": (lambda t, e, h: ["--teacher", h / "nowhere"], r"--teacher .*no such folder"),
+    "a teacher that is not trained": (lambda t, e, h: ["--teacher", e], "no fine-tuned classifier"),
+    "a teacher that is the output": (
+        lambda t, e, h: ["--teacher", t, "--output", t, "--overwrite"],
+        "is the teacher",
+    ),
+    "a teacher of other labels": (
+        taught_by(spam),
+        r"answers ham, spam; the data has negative, positive.*--label-names",
+    ),
+    "a teacher of another task": (taught_by(value), r"is for regression, .* look like classification"),
+    "a teacher with NaN": (taught_by(nan), "classifier.weight holds NaN"),
+    "a family that cannot be cut": (
+        lambda t, e, h: ["--teacher", unsupported(h / "a", e)],
+        r"'albert'.*bert, camembert, distilbert, electra, roberta, xlm-roberta",
+    ),
+    "a family that tells no attention": (
+        lambda t, e, h: ["--teacher", unsupported(h / "a", e), "--student", e, "--method", "layers"],
+        "family 'albert' does not tell",
+    ),
+    "a wrong number of names": (flags("--label-names", "a,b,c"), "the teacher has 2 labels"),
+}
+FAILS = {"a teacher with NaN"}  # it was asked for rightly, so the code is 1
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_message_and_leaves_nothing(name: str, trained: Path, encoder: Path, tmp_path: Path) -> None:
+    make, words = BAD[name]
+    args = [str(one) for one in make(trained, encoder, tmp_path)]
+    for flag, usual in (("--teacher", trained), ("--data", "demo:reviews"), ("--output", tmp_path / "out")):
+        if flag not in args:
+            args += [flag, str(usual)]
+    result = CliRunner().invoke(app, ["distill", *args, "--max-train-samples", "64", "--json"])
+    assert result.exit_code == (1 if name in FAILS else 2), result.output
+    assert re.search(words, json.loads(result.stdout)["error"]), result.stdout
+    assert not list(tmp_path.glob("out*")), "nothing half-written"
+    assert (trained / "model.safetensors").exists()
+
+
+def test_a_method_says_which_tasks_it_refuses(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = installed().distiller("logits")
+    monkeypatch.setattr(logits, "refuses", classmethod(lambda cls, shape: "it wants words"))
+    with pytest.raises(UsageError, match="--method logits is not for classification: it wants words"):
+        exitkit.distill(teacher=str(trained), output=tmp_path / "s", **QUICK)
+
+
+def test_a_full_disk_while_caching_is_one_message_and_can_be_resumed(trained: Path, tmp_path: Path) -> None:
+    given = {"teacher": str(trained), "output": tmp_path / "s", **QUICK}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExitkitError, match=r"cannot keep .* MB of the teacher's outputs there.*--cache-size"):
+        exitkit.distill(cache=tmp_path / "file", **given)
+    exitkit.distill(resume=True, **given)
+    assert (tmp_path / "s" / "exitkit.yaml").exists()
+
+
+def test_methods_are_listed_with_their_options() -> None:
+    rows = {row["name"]: row for row in cli("methods")["methods"]}
+    assert {"logits", "layers"} <= set(rows)
+    assert "layer_map = uniform" in rows["layers"]["options"]
+    assert all(issubclass(installed().distiller(name), Distiller) for name in rows)
