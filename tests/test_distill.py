@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from exitkit.data import demo
 from exitkit.data.sources import read
 from exitkit.distiller import Distiller
 from exitkit.errors import UsageError
-from exitkit.plugins import installed
+from exitkit.plugins import Plugin, collect, installed
 
 QUICK = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 96}
 
@@ -113,7 +116,7 @@ def test_students_learn_to_say_what_the_teacher_says(trained: Path, tmp_path: Pa
     method = {"name": "logits", "learning_rate": 2e-3, "head_learning_rate": 2e-3, "hard": 0.0}
     report = exitkit.distill(
         teacher=str(teacher), output=tmp_path / "s", extract="none", method=method,
-        **{**QUICK, "max_train_samples": 1500, "epochs": 3},
+        **{**QUICK, "max_train_samples": 1000, "epochs": 3},
     )  # fmt: skip
     assert report["exits"][-1]["teacher_agreement"] > max(share, 1 - share) + 0.1
 
@@ -162,18 +165,16 @@ def test_a_metric_that_needs_labels_needs_them(trained: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["regression", "multi-label"])
 def test_other_tasks_are_distilled_too(kind: str, encoder: Path, tmp_path: Path) -> None:
+    """With labels from answers, without from layers."""
     texts = read("demo:reviews", "train[:80]").data["text"][:]
     labels = [len(text) / 40 for text in texts] if kind == "regression" else [["a"], ["a", "b"], []] * 26 + [["b"]] * 2
     rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     exitkit.train(model=str(encoder), data=rows, output=tmp_path / "teacher", epochs=0.5)
-    for name, data in (("some", rows), ("none", [{"text": text} for text in texts])):
-        for method in ("logits", "layers"):
-            folder = tmp_path / f"{name}-{method}"
-            report = exitkit.distill(
-                teacher=str(tmp_path / "teacher"), data=data, output=folder, method=method, epochs=0.5
-            )
-            assert report["task"] == kind
-            assert exitkit.load(folder).predict(["a text"])
+    for method, data in (("logits", rows), ("layers", [{"text": text} for text in texts])):
+        folder = tmp_path / method
+        report = exitkit.distill(teacher=str(tmp_path / "teacher"), data=data, output=folder, method=method, epochs=0.5)
+        assert report["task"] == kind
+        assert exitkit.load(folder).predict(["a text"])
 
 
 def test_several_teachers_teach_one_student(trained: Path, tmp_path: Path) -> None:
@@ -217,6 +218,50 @@ def test_a_config_is_enough_for_a_student(trained: Path, tmp_path: Path) -> None
     assert report["student"]["extract"] == "none"
     with pytest.raises(UsageError, match=r"does not consist of the teacher's heads.*--extract none"):
         exitkit.distill(output=tmp_path / "u", extract="impt", **given)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "electra"])
+def test_other_families_learn_in_half_precision_and_load_in_plain_transformers(
+    family: str, trained: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    of_family = {
+        "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48},
+        "electra": {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4},
+    }
+    names = {0: "negative", 1: "positive"}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), id2label=names, **of_family[family])
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    exitkit.distill(
+        teacher=str(tmp_path / "teacher"), output=tmp_path / "s", method="layers", student_width=24, precision="bf16",
+        max_length=40, **{**QUICK, "max_train_samples": 64},
+    )  # fmt: skip
+    texts = ["a good film", "never again"]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "s").eval()
+    rows = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        plain = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits.softmax(dim=-1)
+    given = exitkit.load(tmp_path / "s").predict(texts)
+    assert [one["score"] for one in given] == pytest.approx(plain.max(dim=-1).values.tolist(), abs=1e-5)
+
+
+def test_the_method_of_the_guide_is_a_plugin(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs/distillation.md").read_text()
+    code = re.search(r"<!-- tests/test_distill.py runs this -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    module = ModuleType("guide")
+    monkeypatch.setitem(sys.modules, "guide", module)  # dataclasses look their module up
+    exec(code[1], module.__dict__)
+    registry = collect([(Plugin("guide", "guide", "guide", "1"), lambda: module)])
+    assert registry.plugins[0].error is None
+    whole = installed()
+    for plugin in registry.plugins:
+        whole.add("method", "last-states", registry.distiller("last-states"), plugin)
+    monkeypatch.setattr("exitkit.distillation.distill.installed", lambda: whole)
+    report = exitkit.distill(teacher=str(trained), output=tmp_path / "s", method="last-states", **QUICK)
+    (phase,) = report["phases"]
+    assert (phase["phase"], phase["hidden"], phase["answers"]) == ("states", [[2, 4]], False)
 
 
 def test_methods_are_listed_with_their_options() -> None:

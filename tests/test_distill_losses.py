@@ -95,6 +95,7 @@ def test_states_are_compared_through_the_projection() -> None:
         projection.bias.copy_(torch.tensor([0.0, 1.0]))
     # projected: [1, 3] and [2, 5]
     assert hidden_loss(student, teacher, projection).item() == pytest.approx((0 + 9 + 4 + 1) / 4)
+    assert hidden_loss(student.bfloat16(), teacher, projection).item() == pytest.approx((0 + 9 + 4 + 1) / 4)
     assert hidden_loss(teacher, teacher + 2, None).item() == pytest.approx(4.0)
 
 

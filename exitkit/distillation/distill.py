@@ -38,7 +38,7 @@ from exitkit.training.train import class_weights, unlabelled_rows
 
 log = logging.getLogger("exitkit")
 
-START = "start"  # stands among the phases: the student before its first
+START = "_start"  # stands among the phases: the student before its first
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
         content["unlabelled rows"] = unlabelled.hash()
     same_run(partial, settings, content)
     _start(student, teachers[0], data, settings, folder / START)
-    keep = settings.cache or folder / "teacher"
+    keep = settings.cache or folder / "_teacher"
     size = config.bytes_of(settings.cache_size)
     lessons = Lessons(teachers, encoded, student.model.encoder, plan.reads, keep, size, device)
     spent = run_phases(replace(job, tutor=lessons), plan.phases, folder)

@@ -59,9 +59,10 @@ def hidden_loss(student: Tensor, teacher: Tensor, projection: nn.Module | None) 
     TinyBERT, 1909.10351, eq. 8 and 9. The released code averages over padding too, so that its loss depends on the
     batch; here over real tokens only.
     """
+    student = student.float()  # losses stand outside of autocast
     if projection is not None:
         student = projection(student)
-    return mse_loss(student.float(), teacher.float())
+    return mse_loss(student, teacher.float())
 
 
 def scores_loss(student: Tensor, teacher: Tensor) -> Tensor:
