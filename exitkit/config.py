@@ -97,11 +97,12 @@ def _bytes(value: Any) -> Any:
 
 def bytes_of(size: str) -> int:
     """`4GB`, `500 MB` and `0` as a number of bytes; a bare number is bytes. Raises ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kMGT]?)i?B?\s*", size, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kMGT]?)(i?)B?\s*", size, re.IGNORECASE)
     if match is None:
         raise ValueError(f"'{size}' is not a size; write it like 4GB or 500MB, or 0 for none")
     powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-    return round(float(match[1]) * 1000.0 ** powers[match[2].lower()])
+    base = 1024.0 if match[3] else 1000.0
+    return round(float(match[1]) * base ** powers[match[2].lower()])
 
 
 def _named(value: Any) -> Any:
@@ -443,8 +444,9 @@ def parse(model: type[M], values: Mapping[str, Any]) -> M:
 
 def ordered(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a command for help and reference: its own ones before those that it shares with others."""
-    own = inspect.get_annotations(model)
-    return dict(sorted(model.model_fields.items(), key=lambda item: item[0] not in own))
+    fields = model.model_fields
+    own = {name: fields[name] for name in inspect.get_annotations(model) if name in fields}
+    return {**own, **{name: field for name, field in fields.items() if name not in own}}
 
 
 def require(config: BaseModel, *fields: str) -> None:

@@ -172,8 +172,16 @@ def test_other_tasks_are_distilled_too(kind: str, encoder: Path, tmp_path: Path)
     exitkit.train(model=str(encoder), data=rows, output=tmp_path / "teacher", epochs=0.5)
     for method, data in (("logits", rows), ("layers", [{"text": text} for text in texts])):
         folder = tmp_path / method
-        report = exitkit.distill(teacher=str(tmp_path / "teacher"), data=data, output=folder, method=method, epochs=0.5)
+        report = exitkit.distill(
+            teacher=str(tmp_path / "teacher"),
+            data=data,
+            unlabelled=str(csv(tmp_path / "bare.csv", False)),
+            output=folder,
+            method=method,
+            epochs=0.5,
+        )
         assert report["task"] == kind
+        assert report["learned_from"]["unlabelled"] == 60 + (0 if method == "logits" else 72)
         assert exitkit.load(folder).predict(["a text"])
 
 
@@ -181,7 +189,7 @@ def test_several_teachers_teach_one_student(trained: Path, tmp_path: Path) -> No
     other = tmp_path / "other"
     shutil.copytree(trained, other)
     report = cli(
-        "distill", "--teacher", f"{trained},{other}", "--data", "demo:reviews", "--output", tmp_path / "s",
+        "distill", "--teacher", trained, "--teacher", other, "--data", "demo:reviews", "--output", tmp_path / "s",
         "--epochs", "1", "--max-train-samples", "64",
     )  # fmt: skip
     assert [one["teacher"] for one in report["teachers"]] == [str(trained), str(other)]

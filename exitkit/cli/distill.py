@@ -14,18 +14,18 @@ from exitkit.config import DistillConfig
 
 HELP = """Make a smaller student of one or more teachers, with exits of its own.
 
-The student starts as a piece of the teacher (its most important layers, heads, units and features), learns what the
-teacher says or how its layers work, and then is calibrated, benchmarked and used like any other model. Labels are
-not needed: the teacher's answers teach.
+The student starts as a piece of the teacher (its most important heads, units and features), learns what the teacher \
+says or how its layers work, and then is calibrated, benchmarked and used like any other model. Labels are not needed: \
+the teacher's answers teach.
 
 Half of the layers, from answers:
 
   exitkit distill --teacher runs/reviews --data reviews.csv --output runs/small
 
-Four narrow layers, from states and attention, then answers, with more texts:
+Four narrow layers, from states and attention, then from answers:
 
-  exitkit distill --teacher runs/reviews --data reviews.csv --unlabelled more.txt --method layers
-  --student-layers 4 --student-width 384 --output runs/tiny"""
+  exitkit distill --teacher runs/reviews --unlabelled texts.csv --method layers --student-layers 4 \
+--student-width 384 --output runs/tiny"""
 
 
 def add_to(app: typer.Typer) -> None:

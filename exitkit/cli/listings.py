@@ -68,6 +68,7 @@ def families(json: Json = False, debug: Debug = False) -> None:
             "sentences_exit": True,
             "layers_skip": True,
             "words_can_halt": encoder.native,
+            "students_cut": encoder.cuts,
         },
     )
 

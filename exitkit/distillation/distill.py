@@ -81,7 +81,9 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     student = new_student(settings, teachers[0], data.task, _scale(data, said), registry)
     plan = _plan(name, method, epochs, settings, student, teachers, registry)
     max_length, teachers = _lengths(settings, student, teachers)
-    weights = class_weights(settings.class_weights, data.train) if data.train.task is not None else None
+    if settings.class_weights is not None and data.train.task is None:
+        raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
+    weights = class_weights(settings.class_weights, data.train)
     student.model.to(device)
     job = Job(
         student.model, student.tokenizer, method, data.train, data.task, max_length, weights, settings, device,
@@ -219,7 +221,9 @@ def _metric(asked: str | None, data: TrainingData) -> str:
 def _teacher_answers(teachers: Sequence[Teacher], rows: Rows, task: Task, device: torch.device) -> Answers:
     """What the teachers say together of some rows."""
     found = [
-        teacher.logits(exit_logits(teacher.model, teacher.tokenizer, rows, teacher.max_length, device, "teacher")[-1])
+        teacher.logits(
+            exit_logits(teacher.model, teacher.tokenizer, rows, teacher.max_length, device, "scoring the teacher")[-1]
+        )
         for teacher in teachers
     ]
     return task.answers(torch.stack(found).mean(dim=0))

@@ -72,6 +72,7 @@ class Lessons:
         self.teachers, self.encoded, self.student, self.reads, self.device = teachers, encoded, student, reads, device
         self.lengths = [len(ids) for ids in encoded[0]["input_ids"][:]]
         self.layouts = {phase: layout(teachers[0], read) for phase, read in reads.items()}
+        self.contents = [teacher.content() for teacher in teachers]
         distinct = list(dict.fromkeys(self.layouts.values()))
         sizes = {one: [one.size(tokens) for tokens in self.lengths] for one in distinct}
         given = shares([NUMBER * sum(sizes[one]) for one in distinct], budget)
@@ -162,8 +163,8 @@ class Lessons:
         """16 hex digits over the teachers, what is read of them and the tokens of the rows that are kept, in order."""
         kept, _ = kept_rows(sizes, budget)
         digest = hashlib.sha256(repr((one, self.device.type)).encode())
-        for teacher, encoded in zip(self.teachers, self.encoded, strict=True):
-            digest.update(teacher.content().encode())
+        for content, encoded in zip(self.contents, self.encoded, strict=True):
+            digest.update(content.encode())
             for name in encoded.column_names:
                 column = encoded[name][:]
                 digest.update(repr([column[row] for row in kept]).encode())

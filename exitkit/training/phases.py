@@ -85,7 +85,8 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
         if spent is not None:
             log.info("phase '%s' is done already", phase.name)
         else:
-            spent = _run(job, phase, state, _without_labels(job, encoded) if phase.label_free else encoded)
+            bare = phase.label_free and job.tutor is None
+            spent = _run(job, phase, state, _without_labels(job, encoded) if bare else encoded)
             finish_phase(job.model, state, spent)
         samples += spent["samples"]
         seconds += spent["seconds"]
