@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from exitkit.config import Training
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import read
 from exitkit.distillation.lessons import Layout, Lessons
@@ -19,6 +21,8 @@ from exitkit.distiller import Lesson, Reads
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.loop import full_pass
 from exitkit.plugins import installed
+from exitkit.training.phases import Job, all_rows
+from exitkit.training.recipes.joint import Joint
 
 CPU = torch.device("cpu")
 READS = {
@@ -133,6 +137,17 @@ def test_several_teachers_are_averaged_in_the_first_ones_order(trained: Path, tm
     with torch.no_grad():
         plain = model.eval()(**batch).logits[0]
     assert torch.allclose(alone[1][0], plain.flip(0), atol=1e-5)
+
+
+def test_unlabelled_rows_come_after_labelled_ones_and_say_so(teacher) -> None:
+    some, bare = read("demo:reviews", "train[:3]"), read("demo:reviews", "test[:2]", use_labels="ignored")
+    job = Job(teacher.model, teacher.tokenizer, Joint(), some, some.task, 40, None, Training(), CPU, bare)
+    rows = all_rows(job)
+    assert rows["row"][:] == [0, 1, 2, 3, 4]
+    assert rows["labelled"][:] == [1, 1, 1, 0, 0]
+    assert rows["labels"][:3] == some.data["label"][:]
+    assert "labelled" not in all_rows(replace(job, unlabelled=None)).column_names
+    assert "labels" not in all_rows(replace(job, rows=bare, unlabelled=bare)).column_names
 
 
 def test_a_record_is_one_vector_of_its_parts() -> None:

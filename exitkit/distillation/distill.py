@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,17 +39,41 @@ from exitkit.training.train import class_weights, unlabelled_rows
 
 log = logging.getLogger("exitkit")
 
+KEPT = "_teacher"
 START = "_start"  # stands among the phases: the student before its first
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A method on a teacher and a student, checked: nothing has been trained or written."""
+    """A method on a teacher and a student."""
 
     name: str
     method: Distiller
     phases: Sequence[Phase]
     reads: dict[str, Reads]  # by phase
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run that has been checked: nothing has been trained or written."""
+
+    settings: DistillConfig
+    plan: Plan
+    teachers: Sequence[Teacher]
+    student: Student
+    data: TrainingData
+    metric: str
+    said: Answers  # the teachers' of the rows that exits are scored on
+    job: Job
+    encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer has them
+
+    def content(self) -> dict[str, str]:
+        """Content hashes of what a resumed run must find again."""
+        found = {
+            "training rows": self.job.rows.hash(),
+            "teachers": " ".join(teacher.content() for teacher in self.teachers),
+        }
+        return found if self.job.unlabelled is None else {**found, "unlabelled rows": self.job.unlabelled.hash()}
 
 
 def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -70,46 +95,63 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     if settings.data is None and settings.unlabelled is None:
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
     partial = _check_output(settings)
+    return _learn(_checked(settings), partial)
+
+
+def _checked(settings: DistillConfig) -> Work:
+    """Everything that a run needs, loaded and found to fit together; nothing is written.
+
+    Raises UsageError: it does not.
+    """
     registry, device = installed(), runtime.device(settings)
     name, method, epochs = build("method", _with_layer_map(settings, registry), registry.distiller)
     teachers = load_teachers(settings.teacher, registry, device, settings.max_length)
     data = _data(settings, teachers[0])
     unlabelled = unlabelled_rows(settings.unlabelled if settings.data is not None else None, data.train)
     metric = _metric(settings.metric, data)
+    if settings.class_weights is not None and data.train.task is None:
+        raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
+    weights = class_weights(settings.class_weights, data.train)
     said = _teacher_answers(teachers, data.evaluation, data.task, device)
     set_seed(settings.seed)
     student = new_student(settings, teachers[0], data.task, _scale(data, said), registry)
     plan = _plan(name, method, epochs, settings, student, teachers, registry)
-    max_length, teachers = _lengths(settings, student, teachers)
-    if settings.class_weights is not None and data.train.task is None:
-        raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
-    weights = class_weights(settings.class_weights, data.train)
-    student.model.to(device)
-    job = Job(
-        student.model, student.tokenizer, method, data.train, data.task, max_length, weights, settings, device,
-        unlabelled,
-    )  # fmt: skip
+    longest, teachers = _lengths(settings, student, teachers)
+    model, tokenizer = student.model.to(device), student.tokenizer
+    job = Job(model, tokenizer, method, data.train, data.task, longest, weights, settings, device, unlabelled)
     check(job, plan.phases)
     encoded = [_encoded(job, teacher.tokenizer, teacher.max_length) for teacher in teachers]
     _check_positions(plan, job, encoded[0], teachers[0])
+    return Work(settings, plan, teachers, student, data, metric, said, job, encoded)
+
+
+def _learn(work: Work, partial: Path) -> dict[str, Any]:
+    """Start the student, train it, and give it its name. Returns the report."""
+    settings, student, data, job = work.settings, work.student, work.data, work.job
     folder = open_partial(partial, settings.resume)
-    content = {"training rows": data.train.hash(), "teachers": " ".join(teacher.content() for teacher in teachers)}
-    if unlabelled is not None:
-        content["unlabelled rows"] = unlabelled.hash()
-    same_run(partial, settings, content)
-    _start(student, teachers[0], data, settings, folder / START)
-    keep = settings.cache or folder / "_teacher"
-    size = config.bytes_of(settings.cache_size)
-    lessons = Lessons(teachers, encoded, student.model.encoder, plan.reads, keep, size, device)
-    spent = run_phases(replace(job, tutor=lessons), plan.phases, folder)
-    exits = score_exits(student.model, student.tokenizer, data.evaluation, max_length, metric, device, data.task, said)
+    same_run(partial, settings, work.content())
+    started = _start(work, folder / START)
+    lessons = Lessons(
+        work.teachers,
+        work.encoded,
+        student.model.encoder,
+        work.plan.reads,
+        settings.cache or folder / KEPT,
+        config.bytes_of(settings.cache_size),
+        job.device,
+    )
+    spent = run_phases(replace(job, tutor=lessons), work.plan.phases, folder)
+    exits = score_exits(
+        student.model, student.tokenizer, data.evaluation, job.max_length, work.metric, job.device, data.task, work.said
+    )
     report = {
-        **report_of(student.model, data, name, metric, exits),
-        **speed(spent),
-        **_did(plan, student, teachers, data, unlabelled, lessons, metric, said),
+        **report_of(student.model, data, work.plan.name, work.metric, exits),
+        **speed(replace(spent, seconds=spent.seconds + started)),
+        **_did(work, lessons),
     }
-    recipe = {"name": name, **dataclasses.asdict(method), "teachers": list(settings.teacher)}  # type: ignore[call-overload]
-    card = card_of(settings, student.model, data, recipe, max_length, metric)
+    options = dataclasses.asdict(work.plan.method)  # type: ignore[call-overload]
+    recipe = {"name": work.plan.name, **options, "teachers": list(settings.teacher)}
+    card = card_of(settings, student.model, data, recipe, job.max_length, work.metric)
     assert settings.output is not None
     publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
     return report
@@ -301,29 +343,25 @@ def _check_positions(plan: Plan, job: Job, taught: Dataset, teacher: Teacher) ->
             )
 
 
-def _start(student: Student, teacher: Teacher, data: TrainingData, settings: DistillConfig, state: Path) -> None:
-    """The student's first weights; a resumed run reads them."""
-    if finished_phase(student.model, state) is not None:
-        return
-    start(student, teacher, data.train, data.task, settings.seed)
-    finish_phase(student.model, state, {})
+def _start(work: Work, state: Path) -> float:
+    """Give the student its first weights; a resumed run reads them. Returns the seconds that it took."""
+    found = finished_phase(work.student.model, state)
+    if found is None:
+        before = time.perf_counter()
+        start(work.student, work.teachers[0], work.data.train, work.data.task, work.settings.seed)
+        found = {"seconds": time.perf_counter() - before}
+        finish_phase(work.student.model, state, found)
+    return found["seconds"]
 
 
-def _did(
-    plan: Plan,
-    student: Student,
-    teachers: Sequence[Teacher],
-    data: TrainingData,
-    unlabelled: Rows | None,
-    lessons: Lessons,
-    metric: str,
-    said: Answers,
-) -> dict[str, Any]:
+def _did(work: Work, lessons: Lessons) -> dict[str, Any]:
     """What the method did, as plain values."""
+    plan, data, teachers = work.plan, work.data, work.teachers
     scored: dict[str, float] = {}
-    if data.evaluation.task is not None and needs_labels(metric):
-        scored["score"] = data.task.metric(metric)(label_array(data.evaluation), said)
+    if data.evaluation.task is not None and needs_labels(work.metric):
+        scored["score"] = data.task.metric(work.metric)(label_array(data.evaluation), work.said)
     bare = len(data.train) if data.train.task is None else 0
+    more = 0 if work.job.unlabelled is None else len(work.job.unlabelled)
     return {
         "method": plan.name,
         "options": dataclasses.asdict(plan.method),  # type: ignore[call-overload]
@@ -337,10 +375,10 @@ def _did(
             for teacher in teachers
         ],
         "teacher": scored,  # of all teachers together, on the rows that exits are scored on
-        "student": told_of_student(student, teachers[0]),
+        "student": told_of_student(work.student, teachers[0]),
         "learned_from": {
             "labelled": len(data.train) - bare,
-            "unlabelled": bare + (0 if unlabelled is None else len(unlabelled)),
+            "unlabelled": bare + more,
         },
         "phases": [
             {

@@ -131,10 +131,10 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
         log.info("phase '%s' goes on from step %s", phase.name, last.name.removeprefix("checkpoint-"))
     per_step = args.train_batch_size * args.gradient_accumulation_steps
     steps = -(-len(encoded) // per_step) * phase.epochs
-    if job.tutor is not None:
-        job.tutor.prepare(phase.name)
     adversary = FastGradient(settings.adversarial_epsilon) if settings.adversarial == "fgm" else None
     started = time.perf_counter()
+    if job.tutor is not None:
+        job.tutor.prepare(phase.name)
     with bar(f"training ({phase.name})", round(steps)) as advance:
         report = run_phase(
             job.model,
