@@ -16,6 +16,10 @@ FILE = Path(__file__).with_name("commands.md")
 COMMANDS = {
     "demo": (config.DemoConfig, "The whole journey on built-in generated data."),
     "train": (config.TrainConfig, "Put exits into an encoder and train both."),
+    "distill": (
+        config.DistillConfig,
+        "Make a smaller student of one or more teachers, with exits of its own.",
+    ),
     "calibrate": (
         config.CalibrateConfig,
         "Find the setting of a policy that reaches a speed-up, confirmed by running.",
@@ -29,6 +33,7 @@ LISTINGS = {
     "plugins": "What is installed, with its origin; broken plugins with the reason.",
     "families": "Encoder families, and what works in each.",
     "recipes": "Ways to train exits, with their options.",
+    "methods": "Ways to distil, with their options.",
 }
 HEAD = """# Commands
 
@@ -39,9 +44,10 @@ dotted.key=value` (over the flags, which stand over the file), `--json` (one obj
 stderr; a failure prints `{"error": ...}`) and `--debug` (tracebacks). Exit code 0: done. 1: failed, with a message.
 2: bad usage. 130: interrupted.
 
-In files, `policy` and `recipe` are mappings with a `name`; flags are short for it. `policy.KNOB` sets that knob of
-every policy of the run that has it, `policy.NAME.KNOB` of one; `off` is a value. `recipe.OPTION` is an option of
-the recipe, `recipe.PHASE.epochs` the epochs of one of its phases. `training.FIELD` is any field of
+In files, `policy`, `recipe` and `method` are mappings with a `name`; flags are short for it. `policy.KNOB` sets that
+knob of every policy of the run that has it, `policy.NAME.KNOB` of one; `off` is a value. `recipe.OPTION` is an option
+of the recipe, `recipe.PHASE.epochs` the epochs of one of its phases; likewise `method.OPTION` and
+`method.PHASE.epochs`. `training.FIELD` is any field of
 `transformers.TrainingArguments`.
 """
 
@@ -52,7 +58,7 @@ def text() -> str:
     for name, (model, about) in COMMANDS.items():
         parts.append(f"## exitkit {name}\n\n{about}\n")
         parts.append("| setting | values | default | |\n|---|---|---|---|")
-        parts += [_row(key, field) for key, field in model.model_fields.items()]
+        parts += [_row(key, field) for key, field in config.ordered(model).items()]
         parts.append("")
     parts.append("## Listings\n")
     parts += [f"- `exitkit {name}`: {about}" for name, about in LISTINGS.items()]

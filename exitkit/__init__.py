@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from exitkit.benchmarking.benchmark import benchmark as benchmark
     from exitkit.calibration.calibrate import calibrate as calibrate
     from exitkit.comparison.compare import compare as compare
+    from exitkit.distillation.distill import distill as distill
     from exitkit.errors import ExitkitError as ExitkitError
     from exitkit.hookspecs import hookimpl as hookimpl
     from exitkit.policy import Decision as Decision
@@ -33,6 +34,7 @@ _HOMES = {
     "exitkit.benchmarking.benchmark": ["benchmark"],
     "exitkit.calibration.calibrate": ["calibrate"],
     "exitkit.comparison.compare": ["compare"],
+    "exitkit.distillation.distill": ["distill"],
     "exitkit.errors": ["ExitkitError"],
     "exitkit.hookspecs": ["hookimpl"],
     "exitkit.policy": [

@@ -99,6 +99,23 @@ def padded(
     return context.transpose(1, 2).flatten(2)[query_real]
 
 
+def scores(query: Tensor, key: Tensor, stream: Stream) -> Tensor:
+    """Scaled products of queries and keys [T, H, D] before the softmax, with every token active.
+
+    Returns [P, H]: a row for each of the n² pairs (query, key) of every sequence, one sequence after the other, the
+    keys of a query side by side. Nobody is padded, so P is Σ n².
+    """
+    heads, size = query.shape[1:]
+    found, start = [], 0
+    for count, _, length in _runs(stream.lengths, stream.lengths):
+        end = start + count * length
+        asked = query[start:end].view(count, length, heads, size).permute(0, 2, 1, 3)
+        given = key[start:end].view(count, length, heads, size).permute(0, 2, 3, 1)
+        found.append(((asked @ given) * size**-0.5).permute(0, 2, 3, 1).reshape(-1, heads))
+        start = end
+    return torch.cat(found)
+
+
 @lru_cache(maxsize=256)
 def _runs(asking: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     """(sequences, queries of each, keys of each) of every run of alike neighbours; the same for all layers."""

@@ -5,6 +5,7 @@ Nothing heavy is imported here: `exitkit --help` is made from these models.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from exitkit.errors import UsageError, one_of
 
@@ -76,6 +78,33 @@ def _class_weights(value: Any) -> Any:
     return value
 
 
+def _teachers(value: Any) -> Any:
+    parts = [value] if isinstance(value, str | Path) else value
+    if not isinstance(parts, list | tuple):
+        return value
+    return [name for part in parts for name in str(part).split(",") if name]
+
+
+def _layer_map(value: Any) -> Any:
+    """A list of layers is as good as its text."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else None if value is None else str(value)
+
+
+def _bytes(value: Any) -> Any:
+    bytes_of(str(value))
+    return str(value)
+
+
+def bytes_of(size: str) -> int:
+    """`4GB`, `500 MB` and `0` as a number of bytes; a bare number is bytes. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kMGT]?)(i?)B?\s*", size, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"'{size}' is not a size; write it like 4GB or 500MB, or 0 for none")
+    powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+    base = 1024.0 if match[3] else 1000.0
+    return round(float(match[1]) * base ** powers[match[2].lower()])
+
+
 def _named(value: Any) -> Any:
     """`entropy` and `[entropy, patience]` are short for a mapping with a `name`."""
     return {"name": value} if isinstance(value, str | list | tuple) else value
@@ -86,6 +115,9 @@ Speedups = Annotated[list[float], BeforeValidator(_speedups)]
 Names = Annotated[list[str], BeforeValidator(_list)]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_numbers)]
 Exits = Annotated[list[int] | None, BeforeValidator(_exits)]
+Teachers = Annotated[list[str], BeforeValidator(_teachers)]
+LayerMap = Annotated[str | None, BeforeValidator(_layer_map)]
+Bytes = Annotated[str, BeforeValidator(_bytes)]
 LabelNames = Annotated[list[str] | None, BeforeValidator(_list)]
 Metric = Annotated[str | None, BeforeValidator(_metric)]
 ClassWeights = Annotated[
@@ -142,23 +174,19 @@ class DataColumns(BaseModel):
     label_column: Annotated[str | None, flag("Column with the label.", panel=COLUMNS)] = None
 
 
-class TrainConfig(Common, DataColumns):
-    """`exitkit train`."""
+class Training(Common, DataColumns):
+    """What every command that trains takes."""
 
-    model: Annotated[
-        str | None, flag("Encoder to start from: a Hugging Face id, a folder, or demo:tiny.", short="-m")
-    ] = None
     data: Annotated[
         Any, flag("Labelled texts: a hub dataset, a folder, a csv/tsv/jsonl/parquet file, or demo:reviews.")
     ] = None
     output: Annotated[Path | None, flag("Folder to save the trained model in.", short="-o")] = None
-    recipe: Annotated[Chosen, flag("How exits are trained (see 'exitkit recipes').")] = Choice(name=["joint"])
     task: Annotated[
         TASKS | None,
         flag("What is predicted (default: floats mean regression, lists multi-label, else classification)."),
     ] = None
     label_names: Annotated[
-        LabelNames, flag("Order of the labels in a fine-tuned --model whose labels have other names: no,yes.")
+        LabelNames, flag("Order of the labels in a fine-tuned model whose labels have other names: no,yes.")
     ] = None
     class_weights: Annotated[
         ClassWeights,
@@ -189,6 +217,59 @@ class TrainConfig(Common, DataColumns):
     training: Annotated[dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)] = Field(
         default_factory=dict
     )
+
+
+class TrainConfig(Training):
+    """`exitkit train`."""
+
+    model: Annotated[
+        str | None, flag("Encoder to start from: a Hugging Face id, a folder, or demo:tiny.", short="-m")
+    ] = None
+    recipe: Annotated[Chosen, flag("How exits are trained (see 'exitkit recipes').")] = Choice(name=["joint"])
+
+
+class DistillConfig(Training):
+    """`exitkit distill`."""
+
+    teacher: Annotated[
+        Teachers,
+        flag("Model to learn from: one of exitkit's, or a fine-tuned checkpoint; several are averaged.", repeat=True),
+    ] = Field(default_factory=list)
+    data: Annotated[Any, flag("Texts to learn from, as for train; labels join in where every row has one.")] = None
+    unlabelled: Annotated[str | None, flag("More texts, without labels: a file, a folder, a hub dataset.")] = None
+    method: Annotated[Chosen, flag("What of the teacher is copied (see 'exitkit methods').")] = Choice(name=["logits"])
+    student_layers: Annotated[
+        int | None, Field(ge=1), flag("Layers of the student (default: half of the teacher's).")
+    ] = None
+    student_width: Annotated[
+        int | None, Field(ge=1), flag("Width of the student, whole attention heads (default: the teacher's).")
+    ] = None
+    student: Annotated[
+        str | None, flag("Instead of a size: a config.json to build the student from, or a model to start from.")
+    ] = None
+    extract: Annotated[
+        Literal["impt", "rand", "none"] | None,
+        flag("Start from the teacher's own weights: the most important ones, random ones, or none (default: impt)."),
+    ] = None
+    layer_map: Annotated[
+        LayerMap,
+        flag("Teacher layer for each student layer: uniform, last, skip, or numbers like 2,5,0 (0: none)."),
+    ] = None
+    no_exits: Annotated[bool, flag("Train the last exit only.")] = False
+    cache_size: Annotated[
+        Bytes, flag("Disk space for the teacher's outputs, so that it runs once for all epochs; 0 runs it every time.")
+    ] = "4GB"
+    cache: Annotated[
+        Path | None, flag("Folder that keeps the teacher's outputs for later runs (default: removed at the end).")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> DistillConfig:
+        if self.student is not None and (self.student_layers or self.student_width):
+            raise ValueError("--student brings its own size; leave out --student-layers and --student-width")
+        if self.no_exits and self.exits is not None:
+            raise ValueError("--no-exits and --exits exclude each other")
+        return self
 
 
 class CalibrateConfig(Common, DataColumns):
@@ -359,6 +440,13 @@ def parse(model: type[M], values: Mapping[str, Any]) -> M:
         return model.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(_complaint(one) for one in error.errors())) from None
+
+
+def ordered(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a command for help and reference: its own ones before those that it shares with others."""
+    fields = model.model_fields
+    own = {name: fields[name] for name in inspect.get_annotations(model) if name in fields}
+    return {**own, **{name: field for name, field in fields.items() if name not in own}}
 
 
 def require(config: BaseModel, *fields: str) -> None:

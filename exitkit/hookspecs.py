@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import pluggy
 
 if TYPE_CHECKING:
+    from exitkit.distiller import Distiller
     from exitkit.encoders.base import Encoder
     from exitkit.policy import ExitPolicy
     from exitkit.recipe import Recipe
@@ -42,6 +43,11 @@ def register_policies(register: Register[ExitPolicy]) -> None:
 @hookspec
 def register_recipes(register: Register[Recipe]) -> None:
     """Call `register("name", RecipeClass)` for each way to train exits of this plugin."""
+
+
+@hookspec
+def register_distillers(register: Register[Distiller]) -> None:
+    """Call `register("name", DistillerClass)` for each way to distil of this plugin. Provisional."""
 
 
 @hookspec

@@ -119,13 +119,14 @@ class ExitModel(nn.Module):
         return self
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by role: `encoder`, `heads` (exits and the stock head), `probes`."""
+        """Parameters by role: `encoder`, `heads` (exits and the stock head), `probes`, `scaffold`."""
         stock_head = [p for module in self.encoder.stock_head_modules() for p in module.parameters()]
         of_heads = {id(p) for p in stock_head}
         return {
             "encoder": [p for p in self.stock.parameters() if id(p) not in of_heads],
             "heads": [*self.heads.parameters(), *stock_head],
             "probes": list(self.probes.parameters()),
+            "scaffold": list(self.scaffold.parameters()),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,15 @@ def refresh(folder: Path) -> None:
 
 def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> str:
     """The card."""
-    base = str(card.recipe.get("model", ""))
+    origins = [str(name) for name in card.recipe.get("teachers", [card.recipe.get("model", "")]) if name]
     source = str(card.data["source"])
     front: dict[str, Any] = {
         "library_name": "exitkit",
         "pipeline_tag": _pipeline(card),
         "tags": ["early-exit", "exitkit", "transformers", card.task],
     }
-    if _on_hub(base):
-        front["base_model"] = base
+    if on_hub := [name for name in origins if _on_hub(name)]:
+        front["base_model"] = on_hub if len(on_hub) > 1 else on_hub[0]
     if _on_hub(source):
         front["datasets"] = [source.split(":")[0]]
     last = metrics["exits"][-1]
@@ -75,7 +75,9 @@ def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[st
     }
     front["model-index"] = [{"name": name, "results": [result]}]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
-    return "\n".join(["---", head, "---", MARK, "", f"# {name}", "", *_body(name, card, base, metrics, policies), ""])
+    return "\n".join(
+        ["---", head, "---", MARK, "", f"# {name}", "", *_body(name, card, origins, metrics, policies), ""]
+    )
 
 
 def _pipeline(card: Card) -> str:
@@ -87,12 +89,37 @@ def _on_hub(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name.split(":")[0]).exists()
 
 
-def _body(name: str, card: Card, base: str, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> list[str]:
-    labels = f" Labels: {', '.join(card.labels)}." if card.labels else ""
-    started = f" from `{Path(base).name if Path(base).is_absolute() else base}`" if base else ""
+def _made(card: Card, origins: Sequence[str]) -> str:
+    """How the model came about, as the end of a sentence."""
+    names = " and ".join(f"`{Path(one).name if Path(one).is_absolute() else one}`" for one in origins)
+    started = f" from {names}" if names else ""
+    if "teachers" in card.recipe:
+        return f"distilled by exitkit{started} with method `{card.recipe['name']}`"
+    return f"trained by exitkit{started} with recipe `{card.recipe['name']}`"
+
+
+def _exits(metrics: Mapping[str, Any]) -> list[str]:
+    """Scores per exit, beside the teacher's where there was one."""
+    taught = "teacher_agreement" in metrics["exits"][0]
     lines = [
-        f"An encoder for {card.task} with {len(card.exits)} exits, trained by exitkit{started} "
-        f"with recipe `{card.recipe['name']}`.{labels}",
+        "| exit | layer | score |" + (" as the teacher |" if taught else ""),
+        "|--:|--:|--:|" + ("--:|" if taught else ""),
+    ]
+    for one in metrics["exits"]:
+        agrees = f" {100 * one['teacher_agreement']:.1f} |" if taught else ""
+        lines.append(f"| {one['exit']} | {one['layer']} | {100 * one['score']:.1f} |{agrees}")
+    if "score" in metrics.get("teacher", {}):
+        lines += ["", f"The teacher scores {100 * metrics['teacher']['score']:.1f} on the same rows."]
+    return lines
+
+
+def _body(
+    name: str, card: Card, origins: Sequence[str], metrics: Mapping[str, Any], policies: Mapping[str, Any]
+) -> list[str]:
+    labels = f" Labels: {', '.join(card.labels)}." if card.labels else ""
+    count = f"{len(card.exits)} exit{'s' if len(card.exits) > 1 else ''}"
+    lines = [
+        f"An encoder for {card.task} with {count}, {_made(card, origins)}.{labels}",
         "",
         "## Use",
         "",
@@ -117,9 +144,7 @@ def _body(name: str, card: Card, base: str, metrics: Mapping[str, Any], policies
         "",
         f"{metrics['metric']} on {metrics['rows']} rows of {metrics['split']}:",
         "",
-        "| exit | layer | score |",
-        "|--:|--:|--:|",
-        *(f"| {one['exit']} | {one['layer']} | {100 * one['score']:.1f} |" for one in metrics["exits"]),
+        *_exits(metrics),
         "",
     ]
     if "gated_score" in metrics:

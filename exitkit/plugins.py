@@ -11,6 +11,7 @@ from typing import Any
 import pluggy
 
 from exitkit import hookspecs
+from exitkit.distiller import Distiller
 from exitkit.encoders.base import Encoder
 from exitkit.errors import PluginError, UsageError, one_of
 from exitkit.policy import ExitPolicy, knobs
@@ -20,6 +21,7 @@ POLICY_API = 1
 KINDS: dict[str, tuple[str, type]] = {
     "register_policies": ("policy", ExitPolicy),
     "register_recipes": ("recipe", Recipe),
+    "register_distillers": ("method", Distiller),
     "register_encoders": ("model type", Encoder),
 }
 
@@ -99,6 +101,11 @@ class Registry:
         """The recipe of this name; see `offer`."""
         recipe: type[Recipe] = self.offer("recipe", name).thing
         return recipe
+
+    def distiller(self, name: str) -> type[Distiller]:
+        """The distillation method of this name; see `offer`."""
+        method: type[Distiller] = self.offer("method", name).thing
+        return method
 
     def encoder(self, model_type: str) -> type[Encoder]:
         """The encoder class for a transformers `model_type`; see `offer`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from exitkit.distiller import Lesson
     from exitkit.model import ExitModel
     from exitkit.stream import Stream
     from exitkit.tasks import Task
@@ -54,17 +55,21 @@ class EveryExit:
     model: ExitModel | None = None  # for probes; a recipe that only looks at answers needs none
     notes: Sequence[Any] = ()  # [L] what `between` noted of each layer
     live: Tensor | None = None  # [E, U] bool, units that `onward` had not stopped before the exit; None = all
+    labelled: Tensor | None = None  # [U] bool, who has a label, where not everybody has; the others' mean nothing
+    lesson: Lesson | None = None  # in distillation, what the teacher said of the same batch
 
     def loss(self, logits: Tensor, among: Tensor | None = None) -> Tensor:
         """The task's own loss of some logits [U, C] against the labels, a mean over units, or over those `among` [U].
 
-        Where `among` is True for nobody, the loss is 0.
+        Units without a label do not count. Where nobody counts, the loss is 0.
         """
         assert self.labels is not None, "a phase without labels has no task loss"
         each = self.task.loss(logits, self.labels, self.weights)
-        if among is None:
+        masks = [mask for mask in (among, self.labelled) if mask is not None]
+        if not masks:
             return each.mean()
-        return torch.where(among, each, 0.0).sum() / among.sum().clamp(min=1)
+        counted = torch.stack(masks).all(dim=0)
+        return torch.where(counted, each, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

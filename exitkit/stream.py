@@ -78,7 +78,7 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     device, width = ids.device, ids.shape[1]
     in_order = mask.sum(dim=1).tolist()
-    order = sorted(range(len(in_order)), key=in_order.__getitem__)
+    order = packing_order(in_order)
     lengths = [in_order[i] for i in order]
     rows = torch.tensor(order, device=device)
     if lengths[0] == width:  # nothing is padded, and `order` is the batch's own
@@ -114,6 +114,11 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     )
     types = batch.get("token_type_ids")
     return Tokens(ids=flat(ids), types=None if types is None else flat(types), position=position), stream
+
+
+def packing_order(lengths: Sequence[int]) -> list[int]:
+    """The order in which rows of these lengths are packed: shorter ones first, else as they come."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
 @dataclass(frozen=True, slots=True)

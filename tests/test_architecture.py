@@ -16,13 +16,13 @@ LAYERS = [
     {"errors", "policy", "hookspecs", "config", "progress", "metrics"},
     {"limits", "tagging"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},
-    {"heads", "trace", "recipe", "runtime", "clock"},
+    {"heads", "trace", "recipe", "distiller", "inside", "runtime", "clock"},
     {"loop", "data"},
     {"model"},
     {"plugins", "replay"},
     {"cost", "artifact", "testing"},
     {"measure", "model_card"},
-    {"training", "calibration", "benchmarking", "prediction"},
+    {"training", "distillation", "calibration", "benchmarking", "prediction"},
     {"comparison"},
     {"report", "inspection"},
     {"demo"},
@@ -76,7 +76,9 @@ def test_modules_of_one_level_import_each_other_in_one_direction_only() -> None:
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("command", ["", "train", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "distill", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"]
+)
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]
     code = (

@@ -10,7 +10,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exitkit.config import BenchmarkConfig, CalibrateConfig, PredictConfig, TrainConfig, merge, parse
+from exitkit.config import (
+    BenchmarkConfig,
+    CalibrateConfig,
+    DistillConfig,
+    PredictConfig,
+    TrainConfig,
+    bytes_of,
+    merge,
+    ordered,
+    parse,
+)
 from exitkit.errors import UsageError
 
 VALUES = {
@@ -93,3 +103,26 @@ def test_a_file_that_is_no_mapping_of_settings_is_refused(content: str, tmp_path
     file.write_text(content)
     with pytest.raises(UsageError, match=str(file)):
         merge(TrainConfig, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("100", 100), ("4GB", 4 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2 * 1024**3)]
+)
+def test_sizes_are_written_as_people_write_them(text: str, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+def test_teachers_are_repeated_or_separated_by_commas() -> None:
+    assert parse(DistillConfig, {"teacher": ["a,b", "c"]}).teacher == ["a", "b", "c"]
+    assert parse(DistillConfig, {"teacher": "a,b"}).teacher == ["a", "b"]
+
+
+def test_a_commands_own_settings_come_first() -> None:
+    assert list(ordered(DistillConfig))[:2] == ["teacher", "data"]
+    assert next(iter(ordered(TrainConfig))) == "model"
+    assert ordered(DistillConfig).keys() == DistillConfig.model_fields.keys()
+
+
+def test_a_layer_map_may_be_a_list() -> None:
+    assert parse(DistillConfig, {"layer_map": [2, 0, 8]}).layer_map == "2,0,8"
+    assert parse(DistillConfig, {"layer_map": 3}).layer_map == "3"

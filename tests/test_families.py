@@ -116,4 +116,5 @@ def test_families_says_what_each_can_do() -> None:
         "sentences_exit": True,
         "layers_skip": True,
         "words_can_halt": False,
+        "students_cut": False,
     }

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.logging import RichHandler
 
-from exitkit.config import Choice, merge, option
+from exitkit.config import Choice, merge, option, ordered
 from exitkit.errors import ExitkitError, UsageError
 
 COMMON = "Common"
@@ -130,7 +130,7 @@ def _plain(text: str) -> str:
 
 def _from_fields(model: type[BaseModel]) -> list[inspect.Parameter]:
     found = []
-    for name, field in model.model_fields.items():
+    for name, field in ordered(model).items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict), f"{name} has no flag(...)"
         if extra["cli"]:

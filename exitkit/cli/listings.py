@@ -1,4 +1,4 @@
-"""`exitkit plugins`, `exitkit families`, `exitkit recipes`: what is installed, and where it comes from."""
+"""`exitkit plugins`, `families`, `recipes` and `methods`: what is installed, and where it comes from."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
     )
     app.command("families", help="Encoder families that can get exits.")(families)
     app.command("recipes", help="Ways to train exits.")(recipes)
+    app.command("methods", help="Ways to distil.")(methods)
 
 
 def plugins(json: Json = False, debug: Debug = False) -> None:
@@ -67,6 +68,7 @@ def families(json: Json = False, debug: Debug = False) -> None:
             "sentences_exit": True,
             "layers_skip": True,
             "words_can_halt": encoder.native,
+            "students_cut": encoder.cuts,
         },
     )
 
@@ -74,6 +76,11 @@ def families(json: Json = False, debug: Debug = False) -> None:
 def recipes(json: Json = False, debug: Debug = False) -> None:
     """One row per recipe."""
     _list("recipes", "recipe", json, debug, _recipe)
+
+
+def methods(json: Json = False, debug: Debug = False) -> None:
+    """One row per distillation method."""
+    _list("methods", "method", json, debug, _recipe)
 
 
 def _recipe(recipe: type) -> dict[str, str]:

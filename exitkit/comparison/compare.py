@@ -28,7 +28,8 @@ from exitkit.plugins import Registry, installed
 from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
-from exitkit.training.train import build_recipe, train
+from exitkit.training.options import build
+from exitkit.training.train import train
 
 log = logging.getLogger("exitkit")
 
@@ -60,7 +61,7 @@ def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, A
     assert settings.output is not None
     registry = installed()
     for name in settings.recipes:
-        build_recipe(config.Choice(name=[name], **settings.options.get(name, {})), registry)
+        build("recipe", config.Choice(name=[name], **settings.options.get(name, {})), registry.recipe)
     for name in settings.policies:
         if registry.policy(name).rewrites:
             raise UsageError(

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from exitkit.data.catalogue import Source, catalogue
-from exitkit.data.columns import USUAL, Columns
+from exitkit.data.columns import USUAL, Columns, LabelUse
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
 from exitkit.tagging import sentences
@@ -37,6 +37,7 @@ def training_and_calibration(
     seed: int = 0,
     max_train_samples: int | None = None,
     task: Task | str | None = None,
+    use_labels: LabelUse = "needed",
 ) -> TrainingData:
     """Read the rows to train on, and choose those to calibrate and to evaluate on.
 
@@ -45,15 +46,24 @@ def training_and_calibration(
     `max_train_samples` and less the rows whose text is in the rest too. Evaluation rows are `validation`
     where labelled, else the calibration rows. `task` is a task or its kind; None = seen from the labels.
 
+    Where labels are not needed, `task` says what they would be, and splits without labels serve as well.
+
     Raises UsageError: no `train` split, or too little in it.
     """
     if max_train_samples is not None and max_train_samples < 2:
         raise UsageError(f"--max-train-samples is {max_train_samples}; it must be 2 or more.")
     found = catalogue(source)
-    train = read_from(found, "train", columns, task)
+    train = read_from(found, "train", columns, task, use_labels)
     _check_enough(train)
-    validation = read_from(found, "validation", columns, train.task) if labelled(found, "validation", columns) else None
-    if validation is not None and labelled(found, "test", columns):
+    known = train.task or task
+    assert isinstance(known, Task), "without labels the task must be given"
+
+    def there(split: str) -> bool:
+        return split in found.tables if train.task is None else labelled(found, split, columns)
+
+    use = "needed" if train.task is not None else use_labels
+    validation = read_from(found, "validation", columns, known, use) if there("validation") else None
+    if validation is not None and there("test"):
         calibration = validation
     else:
         train, calibration = _set_aside(train, seed)
@@ -62,8 +72,7 @@ def training_and_calibration(
         train = train.select(np.sort(chosen).tolist())
     _check_classes(train)
     evaluation = calibration if validation is None else validation
-    assert train.task is not None
-    return TrainingData(train, calibration, evaluation, train.task)
+    return TrainingData(train, calibration, evaluation, known)
 
 
 def scoring_split(source: Source, columns: Columns = USUAL) -> str:
@@ -91,6 +100,8 @@ def _check_enough(train: Rows) -> None:
 
 
 def _check_classes(train: Rows) -> None:
+    if train.task is None:
+        return
     where = f"the {len(train)} rows to train on from {train.origin.source}"
     more = "Give other data, or a larger --max-train-samples where that is set."
     labels = label_array(train)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from exitkit.stream import Stream, Tokens
 
@@ -20,6 +21,28 @@ class LayerCost:
     key: int  # per token that serves as key and value
     query: int  # per active token: query, attention output, feed-forward
     pair: int  # per (query, key) pair: score and weighted sum, all heads
+
+
+Axis = Literal["hidden", "heads", "inner"]
+"""What is counted along an axis of a weight: features of a token's state, features of attention heads (H · D, head by
+head), units of the feed-forward."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module whose weight a smaller model can take pieces of; None = nothing is cut along that axis."""
+
+    module: nn.Module
+    rows: Axis | None = None  # first axis of the weight, and of the bias
+    columns: Axis | None = None  # second axis of the weight
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Every module with weights of a stock model, by what its axes count."""
+
+    blocks: tuple[tuple[Part, ...], ...]  # layer by layer
+    rest: tuple[Part, ...]  # embeddings and the stock head
 
 
 class Encoder(ABC):
@@ -35,6 +58,10 @@ class Encoder(ABC):
     model_types: ClassVar[frozenset[str]]
     native: ClassVar[bool] = True
     """Whether attention is exitkit's own, so that words can halt."""
+    cuts: ClassVar[bool] = False
+    """Whether `anatomy`, `attention_inputs` and `resized` are there: smaller models can be cut out and taught."""
+    inner_name: ClassVar[str] = "intermediate_size"
+    """What the config calls the units of the feed-forward."""
 
     def __init__(self, stock: PreTrainedModel) -> None:
         self.stock = stock
@@ -81,6 +108,21 @@ class Encoder(ABC):
     @abstractmethod
     def layer_cost(self, index: int) -> LayerCost:
         """What layer `index` (from 0) costs."""
+
+    def anatomy(self) -> Anatomy:
+        """The weights by what their axes count; only where `cuts`."""
+        raise NotImplementedError(f"{type(self).__name__} does not tell what its weights are")
+
+    def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Queries, keys and values of layer `index` (from 0), each [T, H, D]; None in families that do not tell."""
+        return None
+
+    def resized(self, layers: int, width: int, heads: int, inner: int) -> PreTrainedConfig:
+        """The config of a model like this one in another size; only where `cuts`."""
+        config = copy.deepcopy(self.stock.config)
+        config.num_hidden_layers, config.hidden_size, config.num_attention_heads = layers, width, heads
+        setattr(config, self.inner_name, inner)
+        return config
 
     def stock_head_cost(self) -> int:
         """Multiply-adds of the stock head per unit."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from exitkit.attention import attend
 from exitkit.encoders.base import (
+    Anatomy,
     Encoder,
     LayerCost,
+    Part,
     active_states,
     split_heads,
     update_active,
@@ -19,6 +24,7 @@ class BertEncoder(Encoder):
     """Encoders whose layers are `BertLayer`s under one of its names."""
 
     model_types = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
+    cuts = True
 
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102
@@ -53,6 +59,37 @@ class BertEncoder(Encoder):
         attended = block.attention.output(context, asking)
         return update_active(stream, block.output(block.intermediate(attended), attended))
 
+    def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        attention = self.base.encoder.layer[index].attention.self
+        heads, hidden = attention.num_attention_heads, stream.hidden
+        query, key, value = (part(hidden) for part in (attention.query, attention.key, attention.value))
+        return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
+
+    def anatomy(self) -> Anatomy:
+        """In ELECTRA with narrow embeddings only what projects them is cut."""
+        embeddings, classifier = self.base.embeddings, self.stock.classifier
+        tables = [embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings]
+        if hasattr(self.base, "embeddings_project"):
+            rest = [*(Part(table) for table in tables), Part(embeddings.LayerNorm)]
+            rest.append(Part(self.base.embeddings_project, "hidden"))
+        else:
+            rest = [*(Part(table, None, "hidden") for table in tables), Part(embeddings.LayerNorm, "hidden")]
+        pooler = getattr(self.base, "pooler", None)
+        if pooler is not None:
+            rest.append(Part(pooler.dense, "hidden", "hidden"))
+        if isinstance(classifier, nn.Linear):
+            rest.append(Part(classifier, None, "hidden"))
+        else:
+            rest += [Part(classifier.dense, "hidden", "hidden"), Part(classifier.out_proj, None, "hidden")]
+        return Anatomy(tuple(_parts(block) for block in self.base.encoder.layer), tuple(rest))
+
+    def resized(self, layers: int, width: int, heads: int, inner: int) -> PreTrainedConfig:
+        """ELECTRA's embeddings stay as wide as its layers where they were."""
+        config = super().resized(layers, width, heads, inner)
+        if getattr(config, "embedding_size", None) == self.width:
+            config.embedding_size = width
+        return config
+
     def stock_head(self, pooled: Tensor) -> Tensor:
         """Stock heads for sequences take the first of a row of tokens, so they get rows of one."""
         if self.tags_words:
@@ -71,3 +108,18 @@ class BertEncoder(Encoder):
     def layer_cost(self, index: int) -> LayerCost:  # noqa: D102
         d, inner = self.width, int(self.stock.config.intermediate_size)
         return LayerCost(key=2 * d * d, query=2 * d * d + 2 * d * inner, pair=2 * d)
+
+
+def _parts(block: Any) -> tuple[Part, ...]:
+    """A `BertLayer`'s weights."""
+    attention, output = block.attention.self, block.attention.output
+    return (
+        Part(attention.query, "heads", "hidden"),
+        Part(attention.key, "heads", "hidden"),
+        Part(attention.value, "heads", "hidden"),
+        Part(output.dense, "hidden", "heads"),
+        Part(output.LayerNorm, "hidden"),
+        Part(block.intermediate.dense, "inner", "hidden"),
+        Part(block.output.dense, "hidden", "inner"),
+        Part(block.output.LayerNorm, "hidden"),
+    )

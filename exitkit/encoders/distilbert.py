@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from exitkit.attention import attend
 from exitkit.encoders.base import (
+    Anatomy,
     Encoder,
     LayerCost,
+    Part,
     active_states,
     split_heads,
     update_active,
@@ -19,6 +23,8 @@ class DistilBertEncoder(Encoder):
     """Encoders whose layers are DistilBERT `TransformerBlock`s."""
 
     model_types = frozenset({"distilbert"})
+    cuts = True
+    inner_name = "hidden_dim"
 
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102
@@ -42,6 +48,24 @@ class DistilBertEncoder(Encoder):
         attended = block.sa_layer_norm(attention.out_lin(context) + asking)
         return update_active(stream, block.output_layer_norm(block.ffn(attended) + attended))
 
+    def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        attention, hidden = self.base.transformer.layer[index].attention, stream.hidden
+        query, key, value = (part(hidden) for part in (attention.q_lin, attention.k_lin, attention.v_lin))
+        heads = attention.n_heads
+        return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
+
+    def anatomy(self) -> Anatomy:  # noqa: D102
+        embeddings, stock = self.base.embeddings, self.stock
+        rest = [
+            Part(embeddings.word_embeddings, None, "hidden"),
+            Part(embeddings.position_embeddings, None, "hidden"),
+            Part(embeddings.LayerNorm, "hidden"),
+        ]
+        if not self.tags_words:
+            rest.append(Part(stock.pre_classifier, "hidden", "hidden"))
+        rest.append(Part(stock.classifier, None, "hidden"))
+        return Anatomy(tuple(_parts(block) for block in self.base.transformer.layer), tuple(rest))
+
     def stock_head(self, pooled: Tensor) -> Tensor:  # noqa: D102
         stock = self.stock
         features = pooled if self.tags_words else nn.functional.relu(stock.pre_classifier(pooled))
@@ -55,3 +79,18 @@ class DistilBertEncoder(Encoder):
     def layer_cost(self, index: int) -> LayerCost:  # noqa: D102
         d, inner = self.width, int(self.stock.config.hidden_dim)
         return LayerCost(key=2 * d * d, query=2 * d * d + 2 * d * inner, pair=2 * d)
+
+
+def _parts(block: Any) -> tuple[Part, ...]:
+    """A `TransformerBlock`'s weights."""
+    attention = block.attention
+    return (
+        Part(attention.q_lin, "heads", "hidden"),
+        Part(attention.k_lin, "heads", "hidden"),
+        Part(attention.v_lin, "heads", "hidden"),
+        Part(attention.out_lin, "hidden", "heads"),
+        Part(block.sa_layer_norm, "hidden"),
+        Part(block.ffn.lin1, "inner", "hidden"),
+        Part(block.ffn.lin2, "hidden", "inner"),
+        Part(block.output_layer_norm, "hidden"),
+    )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from exitkit import artifact
-from exitkit.config import TrainConfig, option
+from exitkit.config import Training, option
 from exitkit.errors import UsageError
 from exitkit.model import ExitModel
 
@@ -22,7 +22,7 @@ RUN = "run.json"
 DONE = "done"
 WEIGHTS = "model.safetensors"
 SPENT = "spent.json"
-FREE = {"output", "resume", "overwrite", "threads"}
+FREE = {"output", "resume", "overwrite", "threads", "cache"}
 """Settings that may differ when a run is resumed."""
 
 
@@ -64,19 +64,19 @@ def open_partial(partial: Path, resume: bool) -> Path:
     return partial / TRAINING
 
 
-def same_run(partial: Path, settings: TrainConfig, rows: str) -> None:
+def same_run(partial: Path, settings: Training, content: Mapping[str, str]) -> None:
     """Write down what this run is, or check that it is the one that was interrupted.
 
     Args:
         partial: the folder.
         settings: of this run.
-        rows: content hash of the training rows.
+        content: content hashes of what else must be the same, by what it is called.
 
     Raises:
         UsageError: the interrupted run was another one; the message says in what.
     """
     plain = settings.model_dump(mode="json", exclude={*FREE, "data"})
-    now: dict[str, Any] = {**plain, "data": settings.data if isinstance(settings.data, str) else None, "rows": rows}
+    now: dict[str, Any] = {**plain, "data": settings.data if isinstance(settings.data, str) else None, **content}
     file = partial / TRAINING / RUN
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -85,7 +85,10 @@ def same_run(partial: Path, settings: TrainConfig, rows: str) -> None:
         return
     differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
     if differing:
-        said = "; ".join(_difference(key, before.get(key), now.get(key)) for key in differing)
+        said = "; ".join(
+            f"the {key} have changed" if key in content else _difference(key, before.get(key), now.get(key))
+            for key in differing
+        )
         raise UsageError(
             f"{partial} holds an interrupted run of another command: {said}. Give the same settings to go on with it, "
             "or --overwrite instead of --resume to start anew."
@@ -93,8 +96,6 @@ def same_run(partial: Path, settings: TrainConfig, rows: str) -> None:
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
-    if key == "rows":
-        return "the training rows have changed"
     return f"{option(key)} was {before if before is not None else 'not given'}, and now is {now}"
 
 

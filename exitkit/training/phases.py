@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from exitkit import runtime
-from exitkit.config import TrainConfig
+from exitkit.config import Training
 from exitkit.data.batches import encode
 from exitkit.data.sources import Rows
+from exitkit.distiller import Tutor
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel
 from exitkit.progress import bar
 from exitkit.recipe import Phase, Recipe
+from exitkit.tasks import Task
 from exitkit.training.adversarial import FastGradient
 from exitkit.training.partial import finish_phase, finished_phase, whole_checkpoint
 from exitkit.training.trainer import arguments, run_phase
@@ -36,11 +39,13 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe
     rows: Rows
+    task: Task
     max_length: int
     weights: torch.Tensor | None  # [C] of the classes
-    settings: TrainConfig
+    settings: Training
     device: torch.device
     unlabelled: Rows | None = None  # more rows for phases that need no labels
+    tutor: Tutor | None = None  # in distillation; every phase then gets all rows
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
     Raises:
         ExitkitError: training diverged.
     """
-    assert job.rows.task is not None
-    encoded = encode(job.rows, job.tokenizer, job.max_length, job.rows.task.kind == "tagging")
+    tagging = job.task.kind == "tagging"
+    encoded = encode(job.rows, job.tokenizer, job.max_length, tagging) if job.tutor is None else all_rows(job)
     encoded.set_format("python")
     samples = seconds = 0.0
     for phase in phases:
@@ -81,18 +86,39 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
         if spent is not None:
             log.info("phase '%s' is done already", phase.name)
         else:
-            spent = _run(job, phase, state, _without_labels(job, encoded) if phase.label_free else encoded)
+            bare = phase.label_free and job.tutor is None
+            spent = _run(job, phase, state, _without_labels(job, encoded) if bare else encoded)
             finish_phase(job.model, state, spent)
         samples += spent["samples"]
         seconds += spent["seconds"]
     return Spent(samples, seconds)
 
 
+def all_rows(job: Job) -> Dataset:
+    """Training rows and then unlabelled ones, numbered (`row`) for the tutor.
+
+    `labels` is there when any row has one, and `labelled` when not all have.
+    """
+    parts = [encode(rows, job.tokenizer, job.max_length) for rows in (job.rows, job.unlabelled) if rows is not None]
+    if "labels" in parts[0].column_names and len(parts) > 1:
+        taught, bare = parts
+        kind = taught.data.schema.field("labels").type
+        blank = [0] * job.task.outputs if pa.types.is_list(kind) else 0  # means nothing: `labelled` says so
+        bare = Dataset(bare.data.table.append_column("labels", pa.array([blank] * len(bare), kind)))
+        marks = [pa.array([mark] * len(part), pa.int8()) for mark, part in ((1, taught), (0, bare))]
+        parts = [
+            Dataset(part.data.table.append_column("labelled", mark))
+            for part, mark in zip((taught, bare), marks, strict=True)
+        ]
+    table = pa.concat_tables([part.data.table for part in parts])
+    return Dataset(table.append_column("row", pa.array(range(table.num_rows), pa.int64())))
+
+
 def _without_labels(job: Job, encoded: Dataset) -> Dataset:
     """Training rows and unlabelled ones, without labels."""
     parts = [encoded.remove_columns("labels")]
     if job.unlabelled is not None:
-        parts.append(encode(job.unlabelled, job.tokenizer, job.max_length, job.model.task == "tagging"))
+        parts.append(encode(job.unlabelled, job.tokenizer, job.max_length, job.task.kind == "tagging"))
     joined = concatenate_datasets(parts)
     joined.set_format("python")
     return joined
@@ -108,8 +134,9 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
     steps = -(-len(encoded) // per_step) * phase.epochs
     adversary = FastGradient(settings.adversarial_epsilon) if settings.adversarial == "fgm" else None
     started = time.perf_counter()
+    if job.tutor is not None:
+        job.tutor.prepare(phase.name)
     with bar(f"training ({phase.name})", round(steps)) as advance:
-        assert job.rows.task is not None
         report = run_phase(
             job.model,
             job.recipe,
@@ -119,9 +146,10 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
             job.tokenizer,
             advance,
             last,
-            job.rows.task,
+            job.task,
             job.weights,
             adversary,
+            job.tutor,
         )
     if not np.isfinite(report["train_loss"]):
         raise ExitkitError(

@@ -41,25 +41,27 @@ def starting_model(
     pooling: Pooling,
     registry: Registry,
     scale: float = 1.0,
+    option: str = "--model",
 ) -> Start:
     """Load a checkpoint in fp32 with fresh exit heads and, unless it brings a fitting one, a fresh stock head.
 
     Args:
         source: a Hugging Face id or a folder.
         task: that of the data, with its labels.
-        exits: layers that get an exit; None = all.
+        exits: layers that get an exit; None = all. The last one always does.
         pooling: what exits 1..E−1 read.
         registry: knows the encoder families.
         scale: in regression, the standard deviation of the training labels.
+        option: what `source` was given with.
 
     Raises:
         UsageError: no such model, or an unknown family.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
-    config, tokenizer = _open(source)
+    config, tokenizer = open_checkpoint(source, option)
     encoder = registry.encoder(config.model_type)
-    theirs, meant = _classes(config, task), config.problem_type
-    _check_weights(source)
+    theirs, meant = classes_of(config, task.kind), config.problem_type
+    check_weights(source, option)
     config.num_labels = task.outputs
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
@@ -75,32 +77,33 @@ def starting_model(
                 output_loading_info=True,
             )
     except Exception as error:
-        raise ExitkitError(f"--model {source}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ExitkitError(f"{option} {source}: cannot be loaded: {' '.join(str(error).split())}") from error
     fresh = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     lost = [key for key in fresh if key.startswith(stock.base_model_prefix) and "pooler" not in key]
     if lost:
-        raise ExitkitError(f"--model {source}: the checkpoint lacks {len(lost)} encoder weights, such as {lost[0]}.")
+        raise ExitkitError(f"{option} {source}: the checkpoint lacks {len(lost)} encoder weights, such as {lost[0]}.")
     for name, value in stock.named_parameters():
         if not torch.isfinite(value).all():
-            raise ExitkitError(f"--model {source}: weight {name} holds NaN or infinite values.")
+            raise ExitkitError(f"{option} {source}: weight {name} holds NaN or infinite values.")
     layers = len(encoder(stock).blocks)
-    model = ExitModel(stock, encoder, exits or range(1, layers + 1), pooling, scale)
+    model = ExitModel(stock, encoder, range(1, layers + 1) if exits is None else exits, pooling, scale)
     fitted = theirs is not None and len(theirs) == task.outputs and meant in (None, task.problem_type)
     return Start(model, tokenizer, fine_tuned=fitted and not fresh)
 
 
-def _open(source: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+def open_checkpoint(source: str, option: str = "--model") -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a checkpoint. Raises UsageError: it is not there; the message names the option."""
     folder = Path(source)
     looks_local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (folder / "config.json").exists():
         what = "there is no such folder" if not folder.exists() else "it has no config.json"
-        raise UsageError(f"--model {source}: {what}.")
+        raise UsageError(f"{option} {source}: {what}.")
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise UsageError(
-            f"--model {source}: neither a folder nor a model that can be fetched: {' '.join(str(error).split())[:300]}"
+            f"{option} {source}: neither a folder nor a model that can be fetched: {' '.join(str(error).split())[:300]}"
         ) from error
     return config, tokenizer
 
@@ -126,7 +129,7 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
                 f"model's outputs. The data has {known or 'no classes'}."
             )
         return tuple(names)
-    theirs = None if source.startswith("demo:") else _classes(_open(source)[0], task)
+    theirs = None if source.startswith("demo:") else classes_of(open_checkpoint(source)[0], task.kind)
     if theirs is None or len(theirs) != len(task.labels):
         return task.labels
     if sorted(theirs) == sorted(task.labels):
@@ -137,21 +140,22 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
     )
 
 
-def _classes(config: PreTrainedConfig, task: Task) -> tuple[str, ...] | None:
+def classes_of(config: PreTrainedConfig, kind: str) -> tuple[str, ...] | None:
     """The labels of a classifier fine-tuned for such a task in order; None for anything else."""
-    wanted = stock_class(task.kind).__name__.removeprefix("AutoModel")
+    wanted = stock_class(kind).__name__.removeprefix("AutoModel")
     if not any(name.endswith(wanted) for name in config.architectures or []):
         return None
     return tuple(config.id2label[number] for number in sorted(config.id2label))
 
 
-def _check_weights(source: str) -> None:
+def check_weights(source: str, option: str = "--model") -> None:
+    """Raise UsageError for a folder without weights that exitkit reads."""
     folder = Path(source)
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
     if any(folder.glob("*.bin")):
         raise UsageError(
-            f"--model {source}: the weights are a pickle (.bin), which exitkit does not read. Convert them where you "
+            f"{option} {source}: the weights are a pickle (.bin), which exitkit does not read. Convert them where you "
             "trust them: AutoModel.from_pretrained(folder).save_pretrained(new_folder)."
         )
-    raise UsageError(f"--model {source}: there is no model.safetensors in it.")
+    raise UsageError(f"{option} {source}: there is no model.safetensors in it.")

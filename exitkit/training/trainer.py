@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from exitkit.data.batches import NO_LABEL, collator
+from exitkit.distiller import Tutor
 from exitkit.errors import UsageError, one_of
+from exitkit.inside import Inside
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
 from exitkit.recipe import EveryExit, Phase, Recipe
@@ -34,6 +36,9 @@ log = logging.getLogger("exitkit")
 
 OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
 """Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
+
+OF_ROWS = {"labels", "labelled", "row"}
+"""Columns that are not the model's input."""
 
 
 class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -47,11 +52,13 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         task: Task,
         weights: Tensor | None,
         adversary: FastGradient | None,
+        tutor: Tutor | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.recipe, self.phase, self.task, self.weights = recipe, phase, task, weights
         self.adversary = adversary
+        self.tutor = tutor
         self.conflict = recipe.conflict(phase.name, self.model)
         self.anchor: Tensor | None = None  # [P] the anchor's gradient so far in this step
         self.watch = Watch(recipe, phase.name)
@@ -80,11 +87,16 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _loss(
         self, model: nn.Module, inputs: Mapping[str, Tensor], embedded: Callable[[Stream], Stream] | None
     ) -> Tensor:
-        batch = {name: value for name, value in inputs.items() if name != "labels"}
+        batch = {name: value for name, value in inputs.items() if name not in OF_ROWS}
         progress = self.state.global_step / max(1, self.state.max_steps)
-        between = self._hook("between", progress=progress)
+        between, notes, lesson = self._hook("between", progress=progress), None, None
+        if self.tutor is not None:
+            notes = self.tutor.notes(self.phase.name)
+            embedded, between = _also(embedded, between, notes)
         said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward", progress=progress))
-        labels = inputs.get("labels")
+        if self.tutor is not None and notes is not None:
+            lesson = self.tutor.lesson(self.phase.name, inputs["row"], inputs["attention_mask"], notes)
+        labels, labelled = inputs.get("labels"), inputs.get("labelled")
         if labels is not None and "words" in batch:
             labels = labels[labels != NO_LABEL]  # [U]
         seen = EveryExit(
@@ -98,6 +110,8 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             model=self.model,
             notes=said.notes,
             live=said.live,
+            labelled=None if labelled is None else labelled.bool(),
+            lesson=lesson,
         )
         self.watch.see(seen)
         losses = self.recipe.losses(self.phase.name, seen)
@@ -173,6 +187,20 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if remark not in self.said:
                 log.warning("phase '%s': %s", self.phase, remark)
             self.said.add(remark)
+
+
+def _also(
+    embedded: Callable[[Stream], Stream] | None, between: Callable[..., Any] | None, notes: Inside
+) -> tuple[Callable[[Stream], Stream], Callable[..., Stream]]:
+    """Hooks that do what they did and then take notes."""
+
+    def below(stream: Stream) -> Stream:
+        return notes.embedded(stream if embedded is None else embedded(stream))
+
+    def above(index: int, before: Stream, after: Stream) -> Stream:
+        return notes.between(index, before, after if between is None else between(index, before, after))
+
+    return below, above
 
 
 class ShowProgress(TrainerCallback):  # type: ignore[misc]
@@ -264,6 +292,7 @@ def run_phase(
     task: Task,
     weights: Tensor | None = None,
     adversary: FastGradient | None = None,
+    tutor: Tutor | None = None,
 ) -> dict[str, float]:
     """Train one phase. Returns the trainer's own metrics (`train_runtime` in seconds, `train_samples_per_second`)."""
     trainer = RecipeTrainer(
@@ -278,6 +307,7 @@ def run_phase(
         task=task,
         weights=weights,
         adversary=adversary,
+        tutor=tutor,
     )
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return dict(result.metrics)

@@ -1,0 +1,1 @@
+"""The distillation methods that come with exitkit, one file each."""

@@ -1,0 +1,153 @@
+"""Teachers: finished models whose answers, and what leads to them, a student learns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+
+from exitkit import artifact
+from exitkit.data.batches import limit
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.loop import full_pass
+from exitkit.model import ExitModel
+from exitkit.plugins import Registry
+from exitkit.progress import quiet
+from exitkit.stream import Batch
+from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task, task
+from exitkit.training.start import check_weights, classes_of, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that answers, in evaluation mode, with nothing in it that learns."""
+
+    source: str
+    model: ExitModel  # with its last exit only: exits below it answer nothing here
+    whole: ExitModel  # with the exits that it came with; the same weights
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    max_length: int
+    order: tuple[int, ...] | None = None  # columns of its logits in the order of the first teacher's labels
+
+    def content(self) -> str:
+        """16 hex digits over what it answers with: weights and config, not names and places."""
+        digest = hashlib.sha256()
+        config = self.model.stock.config.to_dict()
+        told = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+        for name, value in sorted(self.model.stock.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(repr((self.order, self.max_length)).encode())
+        return digest.hexdigest()[:16]
+
+    def logits(self, found: Tensor) -> Tensor:
+        """Logits [..., C] in the order of the first teacher's labels."""
+        return found if self.order is None else found[..., list(self.order)]
+
+    @torch.no_grad()
+    def answer(self, batch: Batch) -> Tensor:
+        """Logits [U, C] of a padded batch in fp32."""
+        return self.logits(full_pass(self.model, batch).logits[-1].float())
+
+
+def load_teachers(
+    sources: Sequence[str], registry: Registry, device: torch.device, max_length: int | None
+) -> list[Teacher]:
+    """Load teachers in fp32; answers of the later ones are put in the order of the first one's labels.
+
+    Args:
+        sources: artifacts, or folders or ids of fine-tuned checkpoints.
+        registry: knows the encoder families.
+        device: where they run.
+        max_length: tokens per row, or None for each one's own.
+
+    Raises:
+        UsageError: not there, not fine-tuned, or teachers of different tasks or labels.
+        ExitkitError: weights that cannot be read, or that hold NaN.
+    """
+    if len(set(sources)) < len(sources):
+        raise UsageError(f"--teacher: the same one is named twice: {', '.join(sources)}.")
+    teachers = [_load(source, registry, device, max_length) for source in sources]
+    return [teachers[0], *(_in_order(teacher, teachers[0]) for teacher in teachers[1:])]
+
+
+def _load(source: str, registry: Registry, device: torch.device, max_length: int | None) -> Teacher:
+    if artifact.is_artifact(Path(source)) or source.rstrip("/").endswith(".partial"):
+        found = artifact.read(Path(source), registry, device)
+        whole, tokenizer, what, longest = found.model, found.tokenizer, found.task, found.card.max_length
+    else:
+        whole, tokenizer, what = _checkpoint(source, registry, device)
+        longest = limit(tokenizer, whole.stock.config)
+    for name, value in whole.stock.named_parameters():
+        if not torch.isfinite(value).all():
+            raise ExitkitError(f"--teacher {source}: weight {name} holds NaN or infinite values.")
+    if isinstance(what, Tagging):
+        raise UsageError(f"--teacher {source} is a tagger; distill makes students of classifiers.")
+    whole.requires_grad_(False)
+    last = ExitModel(whole.stock, type(whole.encoder), [whole.shape.layers], whole.pooling, whole.shape.scale).eval()
+    chosen = longest if max_length is None else limit(tokenizer, whole.stock.config, max_length)
+    return Teacher(source, last, whole, tokenizer, what, chosen)
+
+
+def _checkpoint(
+    source: str, registry: Registry, device: torch.device
+) -> tuple[ExitModel, PreTrainedTokenizerBase, Task]:
+    config, tokenizer = open_checkpoint(source, "--teacher")
+    what = _task(source, config)
+    encoder = registry.encoder(config.model_type)
+    check_weights(source, "--teacher")
+    try:
+        with quiet():
+            stock, report = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
+    except Exception as error:
+        raise ExitkitError(f"--teacher {source}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if report["missing_keys"]:
+        raise UsageError(
+            f"--teacher {source}: the checkpoint lacks weights, such as {sorted(report['missing_keys'])[0]}, so that "
+            "its answers would be random. Fine-tune it first: exitkit train."
+        )
+    stock.config.problem_type = what.problem_type
+    model = ExitModel(stock, encoder, [len(encoder(stock).blocks)], "mean")
+    return model.to(device).eval(), tokenizer, what
+
+
+def _task(source: str, config: PreTrainedConfig) -> Task:
+    """What a fine-tuned checkpoint answers."""
+    labels = classes_of(config, Classification.kind)
+    if labels is None:
+        kinds = ", ".join(config.architectures or ["of no known kind"])
+        raise UsageError(
+            f"--teacher {source}: it is no fine-tuned classifier ({kinds}). Give a model that exitkit trained, or a "
+            "checkpoint whose architecture ends in ForSequenceClassification; exitkit train makes one of an encoder."
+        )
+    kinds_of = {known.problem_type: kind for kind, known in TASKS.items()}
+    usual = Regression.kind if len(labels) == 1 else Classification.kind
+    kind = kinds_of.get(config.problem_type, usual)
+    return task(kind, () if kind == Regression.kind else labels)
+
+
+def _in_order(teacher: Teacher, first: Teacher) -> Teacher:
+    """A further teacher, whose answers come in the order of the first one's."""
+    if teacher.task.kind != first.task.kind:
+        raise UsageError(
+            f"--teacher {teacher.source} is for {teacher.task.kind}, and {first.source} for {first.task.kind}. "
+            "Teachers of one student must have the same task."
+        )
+    if sorted(teacher.task.labels) != sorted(first.task.labels):
+        raise UsageError(
+            f"--teacher {teacher.source} has the labels {', '.join(teacher.task.labels)}, and {first.source} has "
+            f"{', '.join(first.task.labels)}. Teachers of one student must have the same labels."
+        )
+    if teacher.task.labels == first.task.labels:
+        return teacher
+    return replace(teacher, order=tuple(teacher.task.labels.index(label) for label in first.task.labels))

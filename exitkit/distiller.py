@@ -1,0 +1,76 @@
+"""The contract of a distillation method: a recipe whose losses also see what teachers say. Provisional."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from exitkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from exitkit.inside import Inside
+    from exitkit.policy import Shape
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What the losses of a phase look at besides the student's answers.
+
+    Layers are numbered from 1; as a place of states, 0 is what the first layer reads.
+    """
+
+    answers: bool = True  # the teacher's logits
+    hidden: tuple[tuple[int, int], ...] = ()  # (layer of the student, layer of the teacher) whose states are compared
+    scores: tuple[tuple[int, int], ...] = ()  # likewise for attention scores before the softmax
+
+    @property
+    def inside(self) -> bool:
+        """Whether they look into the teacher, token by token."""
+        return bool(self.hidden or self.scores)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher said of a batch, beside what the student has at the same places: no padding, same order."""
+
+    logits: Tensor | None  # [U, C] of the teacher
+    hidden: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, d], teacher's [T, d']) for every pair of layers
+    scores: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [P, H], teacher's [P, H']), P pairs of tokens
+
+
+class Distiller(Recipe):
+    """A frozen dataclass of options: a recipe whose losses find the teacher's side in `seen.lesson`.
+
+    Its phases get all rows, labelled or not. `seen.labels` is None when no row has a label; `seen.labelled` tells who
+    has one where only some have.
+    """
+
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """Why this method cannot teach such a task, as the end of a sentence; None when it can."""
+        return None
+
+    @abstractmethod
+    def reads(self, phase: str, student: Shape, teacher: Shape) -> Reads:
+        """What the losses of a phase look at. Raises UsageError for options that do not fit these two models."""
+
+    def scaffold(self, student: Shape, teacher: Shape) -> Mapping[str, nn.Module]:
+        """Modules that only training needs. They stand in `model.scaffold` and `model.parts()["scaffold"]`."""
+        return {}
+
+
+class Tutor(Protocol):
+    """Whoever knows what the teachers say of the training rows, by row number."""
+
+    def prepare(self, phase: str) -> None:
+        """What is done once, before a phase."""
+
+    def notes(self, phase: str) -> Inside:
+        """An empty record of what a phase looks at inside the student."""
+
+    def lesson(self, phase: str, rows: Tensor, mask: Tensor, own: Inside) -> Lesson:
+        """What the teachers say of rows [B] with the student's attention mask [B, N], beside the student's record."""

@@ -1,0 +1,60 @@
+"""A record of what goes on inside a model during a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from exitkit.attention import scores
+from exitkit.encoders.base import Encoder
+from exitkit.errors import UsageError
+from exitkit.stream import Stream
+
+
+class Inside:
+    """Writes down states and attention scores of some layers. Its methods are the hooks of `loop.full_pass`.
+
+    Everything is in packed order, without padding, and keeps its gradient.
+
+    Args:
+        encoder: of the model that runs.
+        hidden: layers (from 1) whose states are written down; 0 is what the first layer reads.
+        scores: layers whose attention scores before the softmax are.
+    """
+
+    def __init__(self, encoder: Encoder, hidden: Collection[int], scores: Collection[int]) -> None:
+        self.encoder = encoder
+        self.hidden: dict[int, Tensor | None] = dict.fromkeys(hidden)  # [T, d]
+        self.scores: dict[int, Tensor | None] = dict.fromkeys(scores)  # [P, H]
+
+    def embedded(self, stream: Stream) -> Stream:
+        """Before the first layer."""
+        if 0 in self.hidden:
+            self.hidden[0] = stream.hidden
+        return stream
+
+    def between(self, index: int, before: Stream, after: Stream) -> Stream:
+        """After layer `index` (from 0)."""
+        if index + 1 in self.scores:
+            parts = self.encoder.attention_inputs(index, before)
+            if parts is None:
+                raise UsageError("this family does not tell what its attention multiplies.")
+            query, key, _ = parts
+            self.scores[index + 1] = scores(query, key, before)
+        if index + 1 in self.hidden:
+            self.hidden[index + 1] = after.hidden
+        return after
+
+    def states(self, layer: int) -> Tensor:
+        """The states after a layer: [T, d]."""
+        return _there(self.hidden[layer])
+
+    def attention(self, layer: int) -> Tensor:
+        """The attention scores of a layer: [P, H]."""
+        return _there(self.scores[layer])
+
+
+def _there(found: Tensor | None) -> Tensor:
+    assert found is not None, "the pass comes first"
+    return found

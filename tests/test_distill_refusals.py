@@ -1,0 +1,148 @@
+"""What `exitkit distill` refuses: one clear message each, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+import exitkit
+from exitkit.cli import app
+from exitkit.errors import ExitkitError, UsageError
+from exitkit.plugins import installed
+
+QUICK = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 96}
+
+
+def checkpoint(trained: Path, folder: Path, change: Callable) -> Path:
+    """A plain checkpoint made from the teacher."""
+    model = AutoModelForSequenceClassification.from_pretrained(trained)
+    change(model)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(trained).save_pretrained(folder)
+    return folder
+
+
+def unsupported(folder: Path, encoder: Path) -> Path:
+    config = AutoConfig.for_model(
+        "albert", vocab_size=2000, hidden_size=16, num_attention_heads=2, intermediate_size=16, embedding_size=8,
+        num_hidden_layers=4, num_labels=2, id2label={0: "negative", 1: "positive"},
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return folder
+
+
+def spam(model) -> None:
+    model.config.id2label = {0: "ham", 1: "spam"}
+    model.config.label2id = {"ham": 0, "spam": 1}
+
+
+def value(model) -> None:
+    model.classifier = torch.nn.Linear(32, 1)
+    model.num_labels = model.config.num_labels = 1
+    model.config.problem_type = "regression"
+
+
+def nan(model) -> None:
+    model.classifier.weight.data[0, 0] = torch.nan
+
+
+Make = Callable[[Path, Path, Path], list[object]]
+"""The arguments of a case, from the teacher, an encoder and a folder to make things in."""
+
+
+def flags(*given: object) -> Make:
+    return lambda teacher, encoder, here: list(given)
+
+
+def taught_by(change: Callable) -> Make:
+    return lambda teacher, encoder, here: ["--teacher", checkpoint(teacher, here / "changed", change)]
+
+
+BAD: dict[str, tuple[Make, str]] = {
+    "deeper than the teacher": (flags("--student-layers", 5), r"--student-layers 5: .*4 layers.*--extract none"),
+    "wider than the teacher": (flags("--student-width", 48), r"--student-width 48: .*32 features"),
+    "half a head": (flags("--student-width", 20), r"--student-width 20: .*multiple of 16"),
+    "a map too short": (
+        flags("--method", "layers", "--layer-map", "4"),
+        "1 numbers for a student of 2 layers",
+    ),
+    "a map to no layer": (
+        flags("--method", "layers", "--layer-map", "2,9"),
+        "no layer 9; it has layers 1 to 4",
+    ),
+    "no map of that name": (flags("--method", "layers", "--layer-map", "skp"), "Did you mean 'skip'"),
+    "a map where layers do not matter": (flags("--layer-map", "last"), "method 'logits' compares no layers"),
+    "no such method": (flags("--method", "logit"), "unknown method 'logit'. Did you mean 'logits'"),
+    "no such option": (flags("--set", "method.temprature=2"), "Did you mean 'temperature'"),
+    "a share that is none": (flags("--set", "method.hard=2"), "method.hard: 2.0 is not a number from 0 to 1"),
+    "no such exit": (flags("--exits", "1,3"), "it has layers 1 to 2"),
+    "exits and none": (flags("--exits", "1", "--no-exits"), "exclude each other"),
+    "two shapes": (lambda t, e, h: ["--student", e, "--student-layers", 2], "brings its own size"),
+    "a piece of the teacher with weights of its own": (
+        lambda t, e, h: ["--student", e, "--extract", "rand"],
+        "has weights of its own",
+    ),
+    "no such student": (lambda t, e, h: ["--student", h / "nowhere"], r"--student .*no such folder"),
+    "a size that is none": (flags("--cache-size", "lots"), "'lots' is not a size; write it like 4GB"),
+    "no rows": (lambda t, e, h: ["--data", h / "none.csv"], "none.csv"),
+    "no teacher there": (lambda t, e, h: ["--teacher", h / "nowhere"], r"--teacher .*no such folder"),
+    "a teacher that is not trained": (lambda t, e, h: ["--teacher", e], "no fine-tuned classifier"),
+    "a teacher that is the output": (
+        lambda t, e, h: ["--teacher", t, "--output", t, "--overwrite"],
+        "is the teacher",
+    ),
+    "a teacher of other labels": (
+        taught_by(spam),
+        r"answers ham, spam; the data has negative, positive.*--label-names",
+    ),
+    "a teacher of another task": (taught_by(value), r"is for regression, .* look like classification"),
+    "a teacher with NaN": (taught_by(nan), "classifier.weight holds NaN"),
+    "a family that cannot be cut": (
+        lambda t, e, h: ["--teacher", unsupported(h / "a", e)],
+        r"'albert'.*bert, camembert, distilbert, electra, roberta, xlm-roberta",
+    ),
+    "a family that tells no attention": (
+        lambda t, e, h: ["--teacher", unsupported(h / "a", e), "--student", e, "--method", "layers"],
+        "family 'albert' does not tell",
+    ),
+    "a wrong number of names": (flags("--label-names", "a,b,c"), "the teacher has 2 labels"),
+}
+FAILS = {"a teacher with NaN"}  # it was asked for rightly, so the code is 1
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_message_and_leaves_nothing(name: str, trained: Path, encoder: Path, tmp_path: Path) -> None:
+    make, words = BAD[name]
+    args = [str(one) for one in make(trained, encoder, tmp_path)]
+    for flag, usual in (("--teacher", trained), ("--data", "demo:reviews"), ("--output", tmp_path / "out")):
+        if flag not in args:
+            args += [flag, str(usual)]
+    result = CliRunner().invoke(app, ["distill", *args, "--max-train-samples", "64", "--json"])
+    assert result.exit_code == (1 if name in FAILS else 2), result.output
+    assert re.search(words, json.loads(result.stdout)["error"]), result.stdout
+    assert not list(tmp_path.glob("out*")), "nothing half-written"
+    assert (trained / "model.safetensors").exists()
+
+
+def test_a_method_says_which_tasks_it_refuses(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = installed().distiller("logits")
+    monkeypatch.setattr(logits, "refuses", classmethod(lambda cls, shape: "it wants words"))
+    with pytest.raises(UsageError, match="--method logits is not for classification: it wants words"):
+        exitkit.distill(teacher=str(trained), output=tmp_path / "s", **QUICK)
+
+
+def test_a_full_disk_while_caching_is_one_message_and_can_be_resumed(trained: Path, tmp_path: Path) -> None:
+    given = {"teacher": str(trained), "output": tmp_path / "s", **QUICK}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExitkitError, match=r"cannot keep .* MB of the teacher's outputs there.*--cache-size"):
+        exitkit.distill(cache=tmp_path / "file", **given)
+    exitkit.distill(resume=True, **given)
+    assert (tmp_path / "s" / "exitkit.yaml").exists()
