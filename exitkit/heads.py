@@ -42,7 +42,7 @@ class ExitHead(nn.Module):
 def pool(stream: Stream, pooling: Pooling, task: str) -> Tensor:
     """What the exit heads read of a stream with finished states: [U, d], for `mix` [U, 2 d]."""
     if pooling == "cls":
-        return stream.hidden[stream.anchor]
+        return stream.hidden.index_select(0, stream.anchor)
     mean = mean_of_pieces(stream) if task == "tagging" else mean_of_tokens(stream)
     return mean if pooling == "mean" else torch.cat([stream.hidden[stream.anchor], mean], dim=-1)
 

@@ -85,9 +85,9 @@ class ExitModel(nn.Module):
         finished = self.encoder.finished(stream)
         if exit == self.shape.exits:
             pooled = self.encoder.pooled(finished)
-            return None, self.encoder.stock_head(pooled if units is None else pooled[units])
+            return None, self.encoder.stock_head(pooled if units is None else pooled.index_select(0, units))
         pooled = pool(finished, self.pooling, self.task)
-        features, logits = self.heads[exit - 1](pooled if units is None else pooled[units])
+        features, logits = self.heads[exit - 1](pooled if units is None else pooled.index_select(0, units))
         return features, logits
 
     def forward(

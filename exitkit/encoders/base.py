@@ -95,7 +95,7 @@ class Encoder(ABC):
 
         Usually that of the unit's first token: [CLS], or a word's first piece.
         """
-        return stream.hidden[stream.anchor]
+        return stream.hidden.index_select(0, stream.anchor)
 
     @abstractmethod
     def stock_head(self, pooled: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def update_active(stream: Stream, new: Tensor) -> Tensor:
 
 def active_states(stream: Stream) -> Tensor:
     """[Q, d] states of the tokens that compute."""
-    return stream.hidden if stream.active is None else stream.hidden[stream.active]
+    return stream.hidden if stream.active is None else stream.hidden.index_select(0, stream.active)
 
 
 def mean_of_tokens(stream: Stream) -> Tensor:

@@ -32,14 +32,14 @@ class ModernBertEncoder(Encoder):
         cos, sin = self.base.rotary_emb(hidden, stream.position[None], block.attention_type)
         q, k = apply_rotary_pos_emb(split_heads(q, heads), split_heads(k, heads), cos[0], sin[0])
         context = attend(
-            q if active is None else q[active],
+            q if active is None else q.index_select(0, active),
             k,
             split_heads(v, heads),
             stream,
             window=self.stock.config.sliding_window if attention.sliding_window is not None else None,
             dropout=attention.attention_dropout if attention.training else 0.0,
         )
-        asking = hidden if active is None else hidden[active]
+        asking = hidden if active is None else hidden.index_select(0, active)
         attended = asking + attention.out_drop(attention.Wo(context))
         return update_active(stream, attended + block.mlp(block.mlp_norm(attended)))
 

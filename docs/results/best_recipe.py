@@ -1,0 +1,102 @@
+"""What 2x and 3x cost a recipe: three seeds, on halves of a split and on training rows that nobody trained on.
+
+Entropy, counted in layers. On SPLIT a random half chooses the setting and the other is scored, both ways, so that every
+row is scored once. On training rows the setting comes from the rows that `train` set aside, and 5,000 rows that were
+neither trained on nor set aside are scored. The loss of a row is averaged over the seeds; its interval is a bootstrap
+over rows. Replays only: nothing here is timed.
+
+Usage: python docs/results/best_recipe.py DATA SPLIT MAX_TRAIN_SAMPLES ARTIFACT...
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from exitkit import artifact
+from exitkit.artifact import Artifact
+from exitkit.calibration.calibrate import calibration_rows
+from exitkit.calibration.search import pick
+from exitkit.calibration.study import Study
+from exitkit.cost import ReplayCost
+from exitkit.data.columns import USUAL
+from exitkit.data.sources import Rows, read
+from exitkit.data.splits import training_and_calibration
+from exitkit.metrics import interval
+from exitkit.plugins import installed
+from exitkit.replay import replay
+
+TARGETS, UNUSED = (2.0, 3.0), 5000
+Losses = npt.NDArray[np.float64]
+registry = installed()
+data, split, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folders = sys.argv[4:]
+
+
+def study(model: Artifact, rows: Rows) -> Study:
+    """Record rows."""
+    return Study(model, registry, rows, "accuracy", 32)
+
+
+def losses(chosen: Study, scored: Study, target: float) -> tuple[Losses, float]:
+    """Loss of every scored row (1, 0 or −1) against the full model, and the speed-up in layers."""
+    picked = chosen.settled(pick(chosen.candidates("entropy", {}, "layers"), "layers", target), "entropy")
+    outcome = replay(scored.recording, scored.plan("entropy", picked.settings))
+    right, full = (answers == scored.truth for answers in (scored.sample.answers(outcome.logits), scored.full))
+    cost = ReplayCost(scored.recording, scored.price, reads_logits=True)
+    return full.astype(float) - right.astype(float), cost.speedups(outcome)["layers"]
+
+
+def halves(model: Artifact, target: float) -> tuple[Losses, float]:
+    """Every row of the split scored once, by a setting that the other half chose."""
+    rows = read(data, split, task=model.task)
+    order = np.random.default_rng(0).permutation(len(rows))
+    one, other = (np.sort(half).tolist() for half in np.array_split(order, 2))
+    first, second = study(model, rows.select(one)), study(model, rows.select(other))
+    found = np.zeros(len(rows))
+    found[other], fast = losses(first, second, target)
+    found[one], slow = losses(second, first, target)
+    return found, (fast + slow) / 2
+
+
+def unused(models: Sequence[Artifact]) -> Rows:
+    """Training rows that none of the models has seen, nor any row with the same text."""
+    seen: set[str] = set()
+    for model in models:
+        used = training_and_calibration(data, seed=model.card.recipe["seed"], max_train_samples=most)
+        seen |= {text for rows in (used.train, used.calibration) for text in rows.data["text"][:]}
+    everything = read(data, "train", task=models[0].task)
+    left = [row for row, text in enumerate(everything.data["text"][:]) if text not in seen]
+    return everything.select(sorted(np.random.default_rng(0).choice(left, min(UNUSED, len(left)), replace=False)))
+
+
+def told(found: Sequence[tuple[Losses, float]]) -> dict[str, Any]:
+    """Means and intervals in points."""
+    mean = np.mean([one for one, _ in found], axis=0)
+    return {
+        "loss": round(100 * float(mean.mean()), 2),
+        "interval": [round(100 * end, 2) for end in interval(lambda rows: float(mean[rows].mean()), len(mean))],
+        "seed by seed": [round(100 * float(one.mean()), 2) for one, _ in found],
+        "layers": [round(speedup, 2) for _, speedup in found],
+        "rows": len(mean),
+    }
+
+
+models = [artifact.read(Path(folder), registry) for folder in folders]
+rows = unused(models)
+report: dict[str, Any] = {}
+aside = [(study(model, calibration_rows(model, None, None, USUAL)), study(model, rows)) for model in models]
+for target in TARGETS:
+    report[f"{target:g}x"] = {
+        split: told([halves(model, target) for model in models]),
+        "unused training rows": told([losses(chosen, scored, target) for chosen, scored in aside]),
+    }
+report["full model"] = {
+    split: [round(100 * study(model, read(data, split, task=model.task)).full_score, 1) for model in models],
+    "unused training rows": [round(100 * scored.full_score, 1) for _, scored in aside],
+}
+print(json.dumps(report, indent=2))
