@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,18 +112,29 @@ def word_f1_macro(tags: int) -> OfSums:
 
 def span_f1(labels: Sequence[str], scheme: str, kind: str | None = None) -> OfSums:
     """Strict F1 of spans, or of those of one kind: both ends and the kind must be right (seqeval, micro average)."""
+    known = _Spans(labels, scheme, kind)
 
     def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
-        named = partial(_named, labels)
-        both = zip(spans(named(truth), scheme), spans(named(answers), scheme), strict=True)
-        rows = [({s for s in t if kind in (None, s[2])}, {s for s in a if kind in (None, s[2])}) for t, a in both]
-        return np.array([(len(t & a), len(t), len(a)) for t, a in rows], dtype=float)
+        both = zip(known(truth), known(answers), strict=True)
+        return np.array([(len(t & a), len(t), len(a)) for t, a in both], dtype=float)
 
     return OfSums(counts, _f1)
 
 
-def _named(labels: Sequence[str], rows: Values) -> list[list[str]]:
-    return [[labels[number] for number in row] for row in rows]
+class _Spans:
+    """The spans of sentences of tag numbers. Those of a sentence are found once: settings of a search differ in few."""
+
+    def __init__(self, labels: Sequence[str], scheme: str, kind: str | None) -> None:
+        self.labels, self.scheme, self.kind = labels, scheme, kind
+        self.known: dict[bytes, set[Span]] = {}
+
+    def __call__(self, rows: Values) -> list[set[Span]]:
+        keys = [row.tobytes() for row in rows]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.known}
+        found = spans([[self.labels[number] for number in row] for row in new.values()], self.scheme)
+        for key, of_row in zip(new, found, strict=True):
+            self.known[key] = {span for span in of_row if self.kind in (None, span[2])}
+        return [self.known[key] for key in keys]
 
 
 def _share(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

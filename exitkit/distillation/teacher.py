@@ -130,7 +130,7 @@ def _task(source: str, config: PreTrainedConfig) -> Task:
             f"--teacher {source}: it is no fine-tuned classifier ({kinds}). Give a model that exitkit trained, or a "
             "checkpoint whose architecture ends in ForSequenceClassification; exitkit train makes one of an encoder."
         )
-    kinds_of = {known.problem_type: kind for kind, known in TASKS.items()}
+    kinds_of = {known.problem_type: kind for kind, known in TASKS.items() if known.problem_type is not None}
     usual = Regression.kind if len(labels) == 1 else Classification.kind
     kind = kinds_of.get(config.problem_type, usual)
     return task(kind, () if kind == Regression.kind else labels)
