@@ -22,12 +22,13 @@ from exitkit.data.splits import label_array
 from exitkit.errors import ExitkitError
 from exitkit.limits import Limits
 from exitkit.loop import run
+from exitkit.metrics import OfSums
 from exitkit.plugins import Registry
 from exitkit.policy import has_gates
 from exitkit.progress import bar
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch
-from exitkit.tagging import OfSums, sentences
+from exitkit.tagging import sentences
 from exitkit.tasks import Answers, Tagging, Task, needs_labels
 from exitkit.trace import Trace
 

@@ -5,33 +5,20 @@ Answers are an object array with one array of tag numbers per sentence, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from seqeval.scheme import BILOU, IOB2, IOBES, Entities
 
-from exitkit.metrics import Values
+from exitkit.metrics import OfSums, Values, f1, macro, share
 
 SCHEMES = {"IOB2": (IOB2, set("BIO")), "IOBES": (IOBES, set("BIOES")), "BILOU": (BILOU, set("BIOLU"))}
 OUTSIDE = "O"
 
 Span = tuple[int, int, str]
 """First word, word after the last, kind."""
-
-
-@dataclass(frozen=True)
-class OfSums:
-    """A metric that is a function of sums over rows, so that its bootstrap needs no second look at the rows."""
-
-    counts: Callable[[Values, Values], npt.NDArray[np.float64]]  # (truth, answers) -> [N, k]
-    value: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]  # sums [..., k] -> [...]
-
-    def __call__(self, truth: Values, answers: Values) -> float:
-        """The score of all rows."""
-        return float(self.value(self.counts(truth, answers).sum(axis=0)))
 
 
 def sentences(tags: Iterable[Sequence[int] | npt.NDArray[Any]]) -> Values:
@@ -81,7 +68,7 @@ def word_accuracy() -> OfSums:
     def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
         return np.array([((t == a).sum(), len(t)) for t, a in zip(truth, answers, strict=True)], dtype=float)
 
-    return OfSums(counts, _share)
+    return OfSums(counts, share)
 
 
 def word_f1(number: int) -> OfSums:
@@ -91,7 +78,7 @@ def word_f1(number: int) -> OfSums:
         rows = [((t == number), (a == number)) for t, a in zip(truth, answers, strict=True)]
         return np.array([((t & a).sum(), t.sum(), a.sum()) for t, a in rows], dtype=float)
 
-    return OfSums(counts, _f1)
+    return OfSums(counts, f1)
 
 
 def word_f1_macro(tags: int) -> OfSums:
@@ -101,13 +88,7 @@ def word_f1_macro(tags: int) -> OfSums:
     def counts(truth: Values, answers: Values) -> npt.NDArray[np.float64]:
         return np.concatenate([one.counts(truth, answers) for one in each], axis=1)
 
-    def value(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        parts = sums.reshape(*sums.shape[:-1], tags, 3)
-        occurs = parts[..., 1] + parts[..., 2] > 0
-        found: npt.NDArray[np.float64] = (_f1(parts) * occurs).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
-        return found
-
-    return OfSums(counts, value)
+    return OfSums(counts, macro)
 
 
 def span_f1(labels: Sequence[str], scheme: str, kind: str | None = None) -> OfSums:
@@ -118,7 +99,7 @@ def span_f1(labels: Sequence[str], scheme: str, kind: str | None = None) -> OfSu
         both = zip(known(truth), known(answers), strict=True)
         return np.array([(len(t & a), len(t), len(a)) for t, a in both], dtype=float)
 
-    return OfSums(counts, _f1)
+    return OfSums(counts, f1)
 
 
 class _Spans:
@@ -135,14 +116,3 @@ class _Spans:
         for key, of_row in zip(new, found, strict=True):
             self.known[key] = {span for span in of_row if self.kind in (None, span[2])}
         return [self.known[key] for key in keys]
-
-
-def _share(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = sums[..., 0] / np.maximum(sums[..., 1], 1)
-    return found
-
-
-def _f1(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """2·both / (true + given); 0 where there is nothing."""
-    found: npt.NDArray[np.float64] = 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
-    return found

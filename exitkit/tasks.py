@@ -66,7 +66,9 @@ class Task(ABC):
             raise UsageError(f"--metric: for {self.kind}: {one_of('metric', name, known)}")
         if wanted not in self.labels:
             raise UsageError("--metric: " + one_of("label", wanted, self.labels))
-        return partial(self._f1_of, self.labels.index(wanted))
+        number = self.labels.index(wanted)
+        holds = partial(self._holds, number)
+        return metrics.OfSums(lambda truth, given: metrics.f1_binary.counts(holds(truth), holds(given)), metrics.f1)
 
     @abstractmethod
     def answers(self, logits: Tensor) -> Answers:
@@ -98,8 +100,10 @@ class Task(ABC):
         return str(self.labels[label])
 
     @staticmethod
-    def _f1_of(number: int, truth: Answers, given: Answers) -> float:
-        return metrics.f1_binary(truth == number, given == number)
+    def _holds(number: int, answers: Answers) -> Answers:
+        """Whether a class holds [N]."""
+        held: Answers = answers == number
+        return held
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class MultiLabel(Task):
     default_policy: ClassVar[str] = "entropy"
     scores: ClassVar[Mapping[str, Metric]] = {
         "f1_micro": metrics.f1_micro,
-        "f1_macro": metrics.f1_macro,
+        "f1_macro": metrics.f1_macro_of_labels,
         "accuracy": metrics.accuracy,  # all labels of a row right
     }
 
@@ -180,8 +184,9 @@ class MultiLabel(Task):
         return "\n".join(name for name, holds in zip(self.labels, label, strict=True) if holds)
 
     @staticmethod
-    def _f1_of(number: int, truth: Answers, given: Answers) -> float:
-        return metrics.f1_binary(truth[:, number], given[:, number])
+    def _holds(number: int, answers: Answers) -> Answers:
+        held: Answers = answers[:, number].astype(bool)
+        return held
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics as sk
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 import exitkit
+from exitkit import metrics
 from exitkit.data.sources import read
 from exitkit.data.splits import label_array, training_and_calibration
 from exitkit.errors import UsageError
@@ -276,3 +280,24 @@ def test_class_weights_pull_answers_towards_the_rare_class(encoder: Path, tmp_pa
     assert found[1] > found[0] + 20
     with pytest.raises(UsageError, match="--class-weights: unknown label 'seldom'"):
         _train(encoder, rows, tmp_path / "other", class_weights={"seldom": 2})
+
+
+@given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_metrics_are_those_of_scikit_learn_and_scipy(classes: int, rows: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, classes, rows)
+    given_ = np.where(random.random(rows) < 0.6, truth, random.integers(0, classes, rows))
+    assert metrics.f1_macro(truth, given_) == pytest.approx(sk.f1_score(truth, given_, average="macro"))
+    assert metrics.f1_micro(truth, given_) == pytest.approx(sk.f1_score(truth, given_, average="micro"))
+    assert metrics.mcc(truth, given_) == pytest.approx(sk.matthews_corrcoef(truth, given_))
+    of_one = Classification(tuple(map(str, range(classes)))).metric("f1:1")
+    assert of_one(truth, given_) == pytest.approx(sk.f1_score(truth == 1, given_ == 1, zero_division=0))
+    some, others = random.random((rows, 3)) < 0.4, random.random((rows, 3)) < 0.4
+    assert metrics.f1_macro_of_labels(some, others) == pytest.approx(
+        sk.f1_score(some, others, average="macro", zero_division=0)
+    )
+    assert metrics.f1_micro(some, others) == pytest.approx(sk.f1_score(some, others, average="micro", zero_division=0))
+    values, close = random.normal(1e3, 1, rows), random.normal(1e3, 1, rows)
+    expected = float(np.corrcoef(values, close)[0, 1]) if rows > 1 else 0.0
+    assert metrics.pearson(values, close) == pytest.approx(expected, abs=1e-9)
+    assert metrics.pearson(values, np.full(rows, 3.0)) == 0
