@@ -44,7 +44,11 @@ def test_words_leave_in_training_where_they_leave_at_inference(
     with torch.no_grad():
         learning = passed(model, rows, Tokee())
     trace = run(
-        model, rows, schedule("token-window", TokenWindow, {"window": window, "threshold": threshold}, model.shape)
+        model,
+        rows,
+        schedule(
+            "token-window", TokenWindow, {"window": window, "threshold": threshold, "context_halts": False}, model.shape
+        ),
     )
     assert learning.live is not None
     left_at = learning.live.sum(dim=0)  # the exits that a word was asked at

@@ -19,7 +19,8 @@ class TokenWindow(ExitPolicy):
 
     Words of the window that have left count as certain with `answered: certain`, and with the entropy of their answer
     with `final`. The released code means the first; what it does is `token-window-rescored`. With `context_halts`
-    [CLS] and [SEP] stop computing with the first word that leaves; in the released code they never do.
+    [CLS] and [SEP] stop computing with the first word that leaves: a tenth less work for 0.03 points of accuracy on UD
+    English (`docs/results/tagging.md`). In the released code they never stop.
     """
 
     window: int = knob(3, choices=(1, 3, 5, 9, 15))
@@ -27,7 +28,7 @@ class TokenWindow(ExitPolicy):
     growth: float = knob(1.0, choices=(1.0, 1.5, 2.0))
     bypass: float = -1.0
     answered: str = "certain"
-    context_halts: bool = False
+    context_halts: bool = True
 
     def __post_init__(self) -> None:
         if self.answered not in ("certain", "final"):
