@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exitkit_policies.sentence import Sentence
+from exitkit_policies.sentence import RANKS, Sentence, _groups, _mean, _quantile
 from exitkit_policies.token_window import Rescored, TokenWindow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -242,6 +244,33 @@ def test_the_window_is_the_largest_value_around_a_word_in_its_own_sentence() -> 
     assert window_max(values, sequence, 15).tolist() == pytest.approx([0.9, 0.9, 0.9, 0.8, 0.8])
 
 
+@given(st.lists(st.lists(st.floats(0, 1), max_size=9), min_size=1, max_size=6), st.sampled_from([1, 3, 5, 15]))
+def test_windows_and_pools_are_what_they_are_called(rows: list[list[float]], window: int) -> None:
+    values = torch.tensor([value for row in rows for value in row])
+    sequence = torch.tensor([number for number, row in enumerate(rows) for _ in row], dtype=torch.long)
+    half = window // 2
+    naive = [max(row[max(0, place - half) : place + half + 1]) for row in rows for place in range(len(row))]
+    assert window_max(values, sequence, window).tolist() == pytest.approx(naive)
+    group, there = _groups(sequence), [row for row in rows if row]
+    for rank in (1.0, 0.9, 0.75):
+        expected = [np.quantile(row, rank) for row in there]
+        assert _quantile(values, group, rank)[: len(there)].tolist() == pytest.approx(expected, abs=1e-6)
+    assert _mean(values, group)[: len(there)].tolist() == pytest.approx([np.mean(row) for row in there], abs=1e-6)
+
+
+any_word = st.text(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp", "Cc"]), min_size=1).filter(
+    lambda word: not word.startswith("-DOCSTART-") and word.split() == [word]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(st.lists(st.lists(any_word, min_size=1, max_size=6), min_size=1, max_size=4))
+def test_any_words_survive_a_conll_file(tmp_path: Path, written: list[list[str]]) -> None:
+    text = "\n".join("".join(f"{word}\tX\n" for word in words) for words in written)
+    (tmp_path / "a.conll").write_text(text, encoding="utf-8")
+    assert read(tmp_path / "a.conll").data["words"][:] == written
+
+
 def uncertain(*levels: str) -> torch.Tensor:
     """Logits of two classes that are sure, fairly sure (0.47) or undecided (1)."""
     return torch.tensor([{"sure": [9.0, -9.0], "fair": [2.2, 0.0], "none": [0.0, 0.0]}[level] for level in levels])
@@ -267,8 +296,6 @@ def test_growth_multiplies_the_threshold_from_exit_to_exit() -> None:
 
 @pytest.mark.parametrize(("pool", "expected"), [("max", 1.0), ("mean", 0.4), ("q75", 0.4), ("q90", 0.76)])
 def test_sentences_pool_the_uncertainty_of_their_words(pool: str, expected: float) -> None:
-    from exitkit_policies.sentence import RANKS, _groups, _mean, _quantile
-
     values, sequence = torch.tensor([0.2, 0.0, 1.0, 0.4, 0.4, 0.7]), torch.tensor([1, 1, 1, 1, 1, 4])
     group = _groups(sequence)
     assert group.tolist() == [0, 0, 0, 0, 0, 1]
