@@ -14,7 +14,8 @@ from exitkit_policies.token_window import Rescored, TokenWindow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForTokenClassification, AutoTokenizer, RobertaConfig, RobertaModel, RobertaTokenizer
 from typer.testing import CliRunner
 
 import exitkit
@@ -34,6 +35,7 @@ from exitkit.settings import off, schedule
 from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
+from exitkit.training.start import starting_model
 
 REGISTRY = installed()
 BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -478,3 +480,27 @@ def test_a_sentence_of_ten_thousand_words_is_cut_and_answered_in_full(tagger: Pa
     assert answer["exit"][0] is not None
     assert (answer["exit"][-1], answer["score"][-1]) == (None, None)
     assert answer["tags"][-1] == "O"
+
+
+def test_byte_level_tokenizers_give_words_the_blank_that_texts_have(tmp_path: Path) -> None:
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        ["the plot was good", "the music felt dull"] * 20,
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        show_progress=False,
+    )
+    tokenizer.save_model(str(tmp_path))
+    RobertaTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    RobertaModel(RobertaConfig(vocab_size=310, max_position_embeddings=66, **small)).save_pretrained(tmp_path)
+    start = starting_model(str(tmp_path), Tagging(BIO), None, "cls", REGISTRY)
+    in_words = start.tokenizer(["the", "plot", "was"], is_split_into_words=True)
+    as_text = start.tokenizer("the plot was")
+    assert in_words.tokens() == as_text.tokens()
+    assert in_words.tokens()[2].startswith("Ġ")
+
+
+def test_recipes_that_skip_whole_sequences_refuse_words(encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'smartbert' lets sequences skip layers"):
+        exitkit.train(model=str(encoder), data="demo:tags", output=tmp_path / "out", recipe="smartbert")

@@ -20,7 +20,7 @@ from exitkit.heads import Pooling
 from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
-from exitkit.tasks import Task
+from exitkit.tasks import Tagging, Task
 
 log = logging.getLogger("exitkit")
 
@@ -59,6 +59,9 @@ def starting_model(
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
     config, tokenizer = open_checkpoint(source, option)
+    if task.kind == Tagging.kind and getattr(tokenizer, "add_prefix_space", None) is False:
+        # Byte-level tokenizers keep the blank before a word in its first piece; single words must get one too.
+        tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
     encoder = registry.encoder(config.model_type)
     theirs, meant = classes_of(config, task.kind), config.problem_type
     check_weights(source, option)
