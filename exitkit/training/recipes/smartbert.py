@@ -98,7 +98,7 @@ class SmartBert(Recipe):
         """`gates`, then `exits` where there are any but the last."""
         if model.task == "tagging":
             raise UsageError(
-                "recipe 'smartbert' lets sequences skip layers, not words; for tagging use joint or tokee."
+                "recipe 'smartbert' lets sequences skip layers, not words; use joint or tokee."
             )
         parts = model.parts()
         exits = list(model.heads.parameters())
