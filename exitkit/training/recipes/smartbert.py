@@ -97,9 +97,7 @@ class SmartBert(Recipe):
     def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
         """`gates`, then `exits` where there are any but the last."""
         if model.task == "tagging":
-            raise UsageError(
-                "recipe 'smartbert' lets sequences skip layers, not words; use joint or tokee."
-            )
+            raise UsageError("recipe 'smartbert' lets sequences skip layers, not words; use joint or tokee.")
         parts = model.parts()
         exits = list(model.heads.parameters())
         of_exits = {id(parameter) for parameter in exits}
