@@ -184,9 +184,7 @@ class Training(Common, DataColumns):
     output: Annotated[Path | None, flag("Folder to save the trained model in.", short="-o")] = None
     task: Annotated[
         TASKS | None,
-        flag(
-            "What is predicted (default: words with tags mean tagging, floats regression, lists multi-label, else classification)."
-        ),
+        flag("What is predicted (default: tagged words mean tagging, floats regression, lists multi-label)."),
     ] = None
     label_names: Annotated[
         LabelNames, flag("Order of the labels in a fine-tuned model whose labels have other names: no,yes.")
