@@ -153,12 +153,18 @@ def read(
 
 def read_card(folder: Path) -> Card:
     """exitkit.yaml of a folder."""
+    if not folder.exists():
+        raise UsageError(f"there is no folder {folder}. Give the folder that 'exitkit train --output' made.")
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder. Give the folder that 'exitkit train --output' made.")
     file = folder / CARD
     if not file.exists():
         partial = folder.name.endswith(".partial")
-        why = "training was not finished; run it again with --resume" if partial else f"it has no {CARD}"
+        why = (
+            "training was not finished; run it again with --resume"
+            if partial
+            else f"it has no {CARD}; give a folder that exitkit train or distill made"
+        )
         raise UsageError(f"{folder} is not an exitkit model: {why}.")
     loaded = _yaml(file)
     if loaded.get("format") != FORMAT:

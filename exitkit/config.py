@@ -178,12 +178,13 @@ class Training(Common, DataColumns):
     """What every command that trains takes."""
 
     data: Annotated[
-        Any, flag("Labelled texts: a hub dataset, a folder, a csv/tsv/jsonl/parquet file, or demo:reviews.")
+        Any,
+        flag("Labelled texts: a hub dataset, a folder, a csv/tsv/jsonl/parquet/conll file, demo:reviews, demo:tags."),
     ] = None
     output: Annotated[Path | None, flag("Folder to save the trained model in.", short="-o")] = None
     task: Annotated[
         TASKS | None,
-        flag("What is predicted (default: floats mean regression, lists multi-label, else classification)."),
+        flag("What is predicted (default: tagged words mean tagging, floats regression, lists multi-label)."),
     ] = None
     label_names: Annotated[
         LabelNames, flag("Order of the labels in a fine-tuned model whose labels have other names: no,yes.")
@@ -281,7 +282,11 @@ class CalibrateConfig(Common, DataColumns):
         float | None, Field(ge=0, lt=1), flag("Instead: the fastest setting that loses at most this (0.01).")
     ] = None
     policy: Annotated[
-        Chosen, flag("Exit policy, see 'exitkit plugins' (default: entropy; patience for regression).", short="-p")
+        Chosen,
+        flag(
+            "Exit policy, see 'exitkit plugins' (default: entropy; tagging: token-window; regression: patience).",
+            short="-p",
+        ),
     ] = Choice()
     currency: Annotated[Currency, flag("What the speed-up is counted in: layers, flops, or time.")] = "time"
     batch_size: Annotated[int, Field(ge=1), flag("Batch size that time is measured at.")] = 32
@@ -348,7 +353,7 @@ class CompareConfig(Common, DataColumns):
     model: Annotated[
         str | None, flag("Encoder to start from: a Hugging Face id, a folder, or demo:tiny.", short="-m")
     ] = None
-    data: Annotated[str | None, flag("Labelled texts: a hub dataset, a folder, or demo:reviews.")] = None
+    data: Annotated[str | None, flag("Labelled texts, as for train.")] = None
     recipes: Annotated[Names, flag("Ways to train: joint,two-stage,rome.")] = Field(default_factory=lambda: ["joint"])
     policies: Annotated[Names, flag("Exit policies: entropy,patience.")] = Field(default_factory=lambda: ["entropy"])
     speedups: Annotated[Speedups, flag("Targets: 1x,2x,3x.")] = [1.0, 2.0, 3.0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -384,3 +386,38 @@ def test_every_command_has_help_for_every_option() -> None:
         assert all(field.description for field in model.model_fields.values())
     for command in ("train", "calibrate", "benchmark", "predict", "demo"):
         assert "--config" in invoke(command, "--help").stdout
+
+
+# --- what a new user runs into ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "missing"),
+    [
+        (["train", "--data", "demo:reviews"], "--model, --output"),
+        (["distill", "--data", "demo:reviews"], "--teacher, --output"),
+        (["calibrate", "--target-speedup", "2x"], "DIR"),
+        (["benchmark", "--batch-size", "1"], "DIR"),
+        (["predict", "--batch-size", "1"], "DIR"),
+        (["compare", "--epochs", "1"], "--model, --data, --output"),
+    ],
+)
+def test_a_missing_option_is_said_before_torch_is_loaded(args: list[str], missing: str) -> None:
+    program = (
+        "import atexit, sys; from exitkit.cli import main;"
+        "atexit.register(lambda: print('torch' in sys.modules)); sys.argv[0] = 'exitkit'; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"missing {missing}." in done.stderr
+    assert done.stdout.strip() == "False"
+
+
+def test_a_folder_that_is_not_there_and_one_without_a_model_are_told_apart(tmp_path: Path) -> None:
+    assert "there is no folder" in run("predict", tmp_path / "nowhere", "-o", tmp_path / "out", code=2)["error"]
+    error = run("predict", tmp_path, "-o", tmp_path / "out", code=2)["error"]
+    assert "it has no exitkit.yaml; give a folder that exitkit train or distill made" in error
+
+
+def test_help_shows_no_empty_default() -> None:
+    assert "[default: ]" not in invoke("calibrate", "--help").stdout

@@ -20,6 +20,7 @@ def add_to(app: typer.Typer) -> None:
         BenchmarkConfig,
         run,
         show,
+        needs=("artifacts",),
         help="Score and time policies on rows that chose nothing, beside fixed exits and plain transformers.\n\n"
         "  exitkit benchmark runs/reviews --policy entropy --policy patience --speedups 1x,2x,3x --batch-size 1,32",
     )

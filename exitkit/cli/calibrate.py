@@ -20,6 +20,7 @@ def add_to(app: typer.Typer) -> None:
         CalibrateConfig,
         run,
         show,
+        needs=("artifact",),
         help="Find the setting of an exit policy that reaches a speed-up, and confirm it by running.\n\n"
         "  exitkit calibrate runs/reviews --target-speedup 3x\n\n"
         "  exitkit calibrate runs/reviews --max-drop 0.01 --currency flops",

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.logging import RichHandler
 
-from exitkit.config import Choice, merge, option, ordered
+from exitkit.config import Choice, merge, option, ordered, require
 from exitkit.errors import ExitkitError, UsageError
 
 COMMON = "Common"
@@ -35,6 +35,7 @@ def command(
     help: str,
     succeeded: Callable[[dict[str, Any]], bool] = lambda result: True,
     json_needs: str | None = None,
+    needs: tuple[str, ...] = (),
 ) -> None:
     """Add a command whose options are the fields of `model`.
 
@@ -47,6 +48,7 @@ def command(
         help: what `--help` says.
         succeeded: whether a result that was printed ends with exit code 0 or 1.
         json_needs: an option that `--json` cannot do without, because stdout is taken.
+        needs: fields that must be given; checked here so that a missing one is said before torch is loaded.
     """
 
     def body(**given: Any) -> None:
@@ -55,6 +57,7 @@ def command(
         flags = {key: value for key, value in given.items() if value not in (None, [])}
         with reporting(as_json, debug) as console:
             settings = merge(model, flags, config, assignments)
+            require(settings, *needs)
             if as_json and json_needs is not None and getattr(settings, json_needs) is None:
                 raise UsageError(f"--json needs {option(json_needs)}: stdout carries the summary, not the answers.")
             result = run(settings)
@@ -189,8 +192,8 @@ def _help(field: FieldInfo) -> str:
     if isinstance(default, Choice):
         default = ",".join(default.name)
     if isinstance(default, list):
-        default = ",".join(map(str, default))
-    if default is None or default is False or field.is_required() or repr(default).startswith("Pydantic"):
+        default = ",".join(f"{one:g}x" if isinstance(one, float) else str(one) for one in default)
+    if default in (None, "") or default is False or field.is_required() or repr(default).startswith("Pydantic"):
         return text
     return f"{text} [dim]\\[default: {default}][/dim]"
 

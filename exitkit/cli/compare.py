@@ -19,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
         CompareConfig,
         run,
         show,
+        needs=("model", "data", "output"),
         help="Train recipes, calibrate policies, score them on other rows: one table over several seeds.\n\n"
         "  exitkit compare --model M --data D --recipes joint,rome --policies entropy,patience -o runs/compare\n\n"
         "An interrupted comparison goes on with the same command.",

@@ -30,7 +30,7 @@ Four narrow layers, from states and attention, then from answers:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "distill", DistillConfig, run, show, help=HELP)
+    command(app, "distill", DistillConfig, run, show, help=HELP, needs=("teacher", "output"))
 
 
 def run(settings: DistillConfig) -> dict[str, Any]:

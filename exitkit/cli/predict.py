@@ -19,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
         PredictConfig,
         run,
         show,
+        needs=("artifact",),
         help="Answer texts, each as early as the policy allows. One JSON line per row, in input order.\n\n"
         "  exitkit predict runs/reviews --input new.csv --output answers.jsonl\n\n"
         "  cat lines.txt | exitkit predict runs/reviews > answers.jsonl",

@@ -21,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
         TrainConfig,
         run,
         show,
+        needs=("model", "output"),
         help="Put exits into an encoder and train both.\n\n"
         "  exitkit train --model sentence-transformers/all-MiniLM-L6-v2 --data reviews.csv --output runs/reviews",
     )

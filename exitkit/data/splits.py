@@ -86,7 +86,8 @@ def scoring_split(source: Source, columns: Columns = USUAL) -> str:
             return split
     raise UsageError(
         f"{found.source} has no labelled test or validation split to score on. Splits there are: "
-        f"{', '.join(found.tables)}. Say which with --split."
+        f"{', '.join(found.tables)}. Give labelled rows of another file with --data FILE --split train, or say which "
+        "split with --split; rows that the model was trained or calibrated on are refused."
     )
 
 

@@ -488,7 +488,10 @@ def _only_pair(names: Sequence[str]) -> tuple[str, str]:
 
 def _only_single(names: Sequence[str]) -> str:
     if pairs := _pairs(names):
-        raise UsageError(f"a pair of texts ({'/'.join(pairs[0])}), but the model takes one text; give the text column")
+        raise UsageError(
+            f"a pair of texts ({'/'.join(pairs[0])}), but the model takes one text; "
+            "give the text column (--text-column)"
+        )
     match [name for usual in SINGLES for name in dict.fromkeys(names) if name.lower() == usual]:
         case [single]:
             return single
