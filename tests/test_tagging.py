@@ -408,8 +408,10 @@ def test_calibrate_benchmark_and_predict_by_words(tagger: Path, tmp_path: Path) 
         "--currency",
         "layers",
         "--json",
+        "--set",
+        "policy.growth=1.0",
         "--split",
-        "test[:200]",
+        "test[:80]",
     ]
     result = command.invoke(app, args)
     assert result.exit_code == 0, result.output
@@ -430,7 +432,7 @@ def test_calibrate_benchmark_and_predict_by_words(tagger: Path, tmp_path: Path) 
         "--currency",
         "layers",
         "--calibration-split",
-        "test[:200]",
+        "test[:80]",
     ]
     args += ["--split", "test[400:500]", "--set", "rounds=1", "--output", str(report), "--json"]
     result = command.invoke(app, args)
