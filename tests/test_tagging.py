@@ -17,18 +17,22 @@ from typer.testing import CliRunner
 
 import exitkit
 from exitkit import artifact
+from exitkit.calibration.layer_time import _exit_step
 from exitkit.cli import app
 from exitkit.cost import ReplayCost, flops, full_work, prices
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.limits import Limits
 from exitkit.loop import run
 from exitkit.measure import Sample, score
 from exitkit.metrics import interval, interval_of_sums
+from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
+from exitkit.stream import Stream, halt, pack, resting
 from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
@@ -349,6 +353,45 @@ def test_a_replay_of_sentences_is_exact() -> None:
     price = prices(model)
     found = ReplayCost(recording, price, reads_logits=True).speedups(outcome)["flops"]
     assert found == pytest.approx(flops(full_work(trace.work, len(trace.exit)), price) / flops(trace.work, price))
+
+
+def without_words(model: ExitModel) -> Stream:
+    """Two sentences of context tokens only."""
+    ids = torch.tensor([[2, 3, 0], [2, 4, 3]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "words": torch.full((2, 3), -1)}
+    tokens, stream = pack(batch)
+    return stream.carrying(model.encoder.embed(tokens))
+
+
+def test_a_batch_without_a_word_runs_rests_and_is_timed() -> None:
+    model = tiny_model(task="tagging")
+    stream = without_words(model)
+    nobody = torch.zeros(0, dtype=torch.bool)
+    assert halt(stream, nobody) is None
+    assert torch.equal(model.encoder.layer(0, resting(stream, nobody)), model.encoder.layer(0, stream)), (
+        "context goes on"
+    )
+    _exit_step(model, stream)
+
+
+def test_timing_an_exit_leaves_somebody_where_only_one_sentence_has_a_word() -> None:
+    model = tiny_model(task="tagging")
+    ids = torch.tensor([[2, 3, 0], [2, 4, 3]])
+    words = torch.tensor([[-1, -1, -1], [-1, 0, -1]])
+    tokens, stream = pack({"input_ids": ids, "attention_mask": (ids > 0).long(), "words": words})
+    _exit_step(model, stream.carrying(model.encoder.embed(tokens)))
+
+
+def test_a_sentence_waits_as_a_whole_for_a_word_that_may_not_leave_early() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    plan = schedule("sentence", Sentence, {"threshold": 0.6, "pool": "mean"}, model.shape, Limits(never_early=(0,)))
+    trace, recording = run(model, rows, plan), record(model, [rows])
+    exits = [set(trace.exit[recording.sequence == number].tolist()) for number in range(recording.sequences)]
+    assert all(len(of_sentence) <= 1 for of_sentence in exits)
+    early = trace.exit < model.shape.exits
+    assert early.any()
+    assert not (trace.logits.argmax(dim=1)[early] == 0).any()
+    assert torch.equal(replay(recording, plan).exit, trace.exit)
 
 
 # All commands
