@@ -12,7 +12,8 @@ import torch
 from exitkit_policies.sentence import Sentence
 from exitkit_policies.token_window import Rescored, TokenWindow
 from sklearn.metrics import f1_score
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import exitkit
@@ -30,6 +31,7 @@ from exitkit.metrics import interval, interval_of_sums
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
+from exitkit.prediction.words import batch_of
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
 from exitkit.stream import Stream, halt, pack, resting
@@ -234,6 +236,34 @@ def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
     truth, given = sentences([[0, 1, 2], [3]]), sentences([[0, 1, 0], [3]])
     found = score(task, "span_f1", truth, given, truth)
     assert (found.score, found.full_score, found.agreement) == (0.5, 1.0, 0.75)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """As ModernBERT's: a word is read with the blank before it, and offsets are left as they are."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<s>", "</s>", "<pad>"]
+    built = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", cls_token="<s>", sep_token="</s>")
+
+
+def test_offsets_of_words_hold_no_blanks() -> None:
+    text = "The plot was  bad"
+    (read_of,) = batch_of([text], byte_level(), 40)[1]
+    assert [text[start:end].strip() for start, end in read_of.offsets] == ["The", "plot", "was", "", "bad"]
+    assert [text[start:end] for start, end in read_of.offsets if text[start:end].strip()] == [
+        "The",
+        "plot",
+        "was",
+        "bad",
+    ]
+
+
+def test_a_word_of_a_text_that_the_tokenizer_does_not_know_is_counted() -> None:
+    built = Tokenizer(models.BPE(vocab={"<pad>": 0, "a": 1, "b": 2}, merges=[]))  # no unknown token
+    built.pre_tokenizer = pre_tokenizers.Whitespace()
+    batch, (read_of,) = batch_of(["a zz b"], PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>"), 40)
+    assert batch["words"].tolist() == [[0, 2]]
+    assert (read_of.count, read_of.seen, read_of.offsets) == (3, [0, 2], [(0, 1), (1, 1), (5, 6)])
 
 
 # Policies
