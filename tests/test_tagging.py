@@ -13,7 +13,15 @@ from exitkit_policies.sentence import Sentence
 from exitkit_policies.token_window import Rescored, TokenWindow
 from sklearn.metrics import f1_score
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    RobertaTokenizer,
+)
 from typer.testing import CliRunner
 
 import exitkit
@@ -38,6 +46,7 @@ from exitkit.stream import Stream, halt, pack, resting
 from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
+from exitkit.training.start import starting_model
 
 REGISTRY = installed()
 BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -264,6 +273,34 @@ def test_a_word_of_a_text_that_the_tokenizer_does_not_know_is_counted() -> None:
     batch, (read_of,) = batch_of(["a zz b"], PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>"), 40)
     assert batch["words"].tolist() == [[0, 2]]
     assert (read_of.count, read_of.seen, read_of.offsets) == (3, [0, 2], [(0, 1), (1, 1), (5, 6)])
+
+
+def byte_level_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A tiny RoBERTa with a byte-level tokenizer."""
+    config = RobertaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    RobertaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("own_class", [False, True])
+def test_byte_level_tokenizers_read_words_of_a_list_as_those_of_a_text(own_class: bool, tmp_path: Path) -> None:
+    plain = byte_level()
+    tokenizer = RobertaTokenizer(vocab=plain.get_vocab(), merges=[]) if own_class else plain
+    folder = byte_level_checkpoint(tmp_path / "encoder", tokenizer)
+    start = starting_model(str(folder), Tagging(BIO), None, "mean", REGISTRY)
+    start.tokenizer.save_pretrained(tmp_path / "again")
+    for read_by in (start.tokenizer, AutoTokenizer.from_pretrained(tmp_path / "again")):
+        both = batch_of([["The", "plot"], "The plot"], read_by, 40)[0]
+        assert torch.equal(*both["input_ids"])
+        assert torch.equal(*both["words"])
 
 
 # Policies
