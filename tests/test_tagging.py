@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from exitkit_policies.sentence import Sentence
@@ -30,7 +32,9 @@ from exitkit.calibration.layer_time import _exit_step
 from exitkit.cli import app
 from exitkit.cost import ReplayCost, flops, full_work, prices
 from exitkit.data.batches import encode
-from exitkit.data.sources import read
+from exitkit.data.catalogue import catalogue
+from exitkit.data.columns import Columns
+from exitkit.data.sources import labelled, read
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import Limits
 from exitkit.loop import run
@@ -39,6 +43,7 @@ from exitkit.metrics import interval, interval_of_sums
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
+from exitkit.prediction.reading import read as read_inputs
 from exitkit.prediction.words import batch_of
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
@@ -159,6 +164,44 @@ def test_strings_in_a_table_are_split_at_blanks_or_read_as_json(tmp_path: Path) 
     (tmp_path / "train.csv").write_text('tokens,tags\nhe runs,PRON VERB\n"[""I"", ""am""]","[""PRON"", ""AUX""]"\n')
     rows = read(tmp_path / "train.csv")
     assert rows.data["words"][:] == [["he", "runs"], ["I", "am"]]
+
+
+def test_lists_in_a_table_may_be_empty_or_numbers_but_not_as_python_prints_them(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text('tokens,tags\n"[""I"", ""am""]","[0, 2]"\n[],[]\n[ 7 ],1 1 1\n"a b",[2 1]\n')
+    rows = read(file, task=Tagging(("B-X", "I-X", "O")))
+    assert rows.data["words"][:] == [["I", "am"], [], ["[", "7", "]"], ["a", "b"]]
+    assert rows.data["label"][:] == [[0, 2], [], [1, 1, 1], [2, 1]]
+    file.write_text("tokens,tags\n\"['I', 'am']\",\"['X', 'Y']\"\n")
+    with pytest.raises(UsageError, match="Write lists as JSON"):
+        read(file)
+    lines = list(read_inputs(file, expects_pair=False, keeps_words=True, text_column="tokens"))
+    assert "write lists as JSON" in lines[0].reason
+    file.write_text("tokens\n[]\n")
+    assert [line.text for line in read_inputs(file, expects_pair=False, keeps_words=True)] == [[]]
+
+
+@pytest.mark.parametrize("tags", [None, [-1, -1]])
+def test_rows_whose_tags_are_kept_back_are_unlabelled(tags: list[int] | None, tmp_path: Path) -> None:
+    file = write(tmp_path / "test.jsonl", [{"tokens": ["a", "b"], "tags": tags}] * 2)
+    rows = read(file, task=Tagging(BIO), use_labels="optional")
+    assert (rows.task, rows.data["words"][:]) == (None, [["a", "b"]] * 2)
+    assert not labelled(catalogue(file), "test", Columns())
+    with pytest.raises(UsageError, match="has no labels"):
+        read(file, task=Tagging(BIO))
+
+
+def test_tags_in_a_column_for_labels_are_found_for_a_tagger_too(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", [{"tokens": ["a"], "labels": ["O"]}])
+    for task in (None, "tagging", Tagging(BIO)):
+        assert read(file, task=task).data["label"][:] == [[0]]
+
+
+def test_large_strings_are_words(tmp_path: Path) -> None:
+    kind = pa.large_list(pa.large_string())
+    table = pa.table({"tokens": pa.array([["a", "b"]], kind), "tags": pa.array([["O", "B-X"]], kind)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert read(tmp_path / "train.parquet").data["words"][:] == [["a", "b"]]
 
 
 def test_conll_and_conllu_files_are_read(tmp_path: Path) -> None:
