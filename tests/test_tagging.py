@@ -45,12 +45,14 @@ from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
 from exitkit.prediction.reading import read as read_inputs
 from exitkit.prediction.words import batch_of
+from exitkit.recipe import EveryExit
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
 from exitkit.stream import Stream, halt, pack, resting
 from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
+from exitkit.training.losses import distillation
 from exitkit.training.start import starting_model
 
 REGISTRY = installed()
@@ -140,6 +142,26 @@ def test_the_interval_of_sums_is_that_of_rows() -> None:
     slow = interval(lambda rows: right[rows].mean(), 400, resamples=4000)
     fast = interval_of_sums(lambda sums: sums[..., 0] / sums[..., 1], counts, resamples=4000)
     assert fast == pytest.approx(slow, abs=0.005)
+
+
+def test_the_interval_of_sums_holds_few_resamples_in_memory_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.stack([np.arange(50) % 3 == 0, np.ones(50)], axis=1).astype(float)
+    shapes: list[tuple[int, ...]] = []
+
+    def share_of(sums: np.ndarray) -> np.ndarray:
+        shapes.append(sums.shape)
+        return sums[..., 0] / sums[..., 1]
+
+    whole = interval_of_sums(share_of, counts, resamples=100)
+    monkeypatch.setattr("exitkit.metrics.DRAWN_AT_ONCE", 50 * 30)
+    assert interval_of_sums(share_of, counts, resamples=100) == whole
+    assert shapes == [(100, 2), (30, 2), (30, 2), (30, 2), (10, 2)]
+
+
+def test_the_loss_of_a_batch_without_words_is_zero() -> None:
+    nobody = EveryExit(torch.zeros(2, 0, 5), torch.zeros(0, dtype=torch.long), layers=(1, 2), task=Tagging(BIO))
+    assert float(nobody.loss(nobody.logits[0])) == 0
+    assert float(distillation(nobody.logits[0], nobody.logits[1], nobody.task, 2.0)) == 0
 
 
 def test_metrics_of_plain_tags_know_no_spans() -> None:
