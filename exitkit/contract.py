@@ -28,7 +28,7 @@ def decide(
         _must_be(name, "decide's answer", decision.answer, (units, labels), None)
     _must_be_state(name, "decide", new_state)
     _same_rows(name, new_state, state)
-    return limits.hold(seen, decision), new_state
+    return limits.hold(seen, decision, policy.together), new_state
 
 
 def gate(name: str, policy: ExitPolicy, before: Passage, state: State) -> Tensor | None:

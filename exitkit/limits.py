@@ -36,8 +36,8 @@ class Limits:
         """Logits [..., C] of an exit (from 1), softened."""
         return logits if self.temperatures is None else logits / self.temperatures[exit - 1]
 
-    def hold(self, seen: Evidence, decision: Decision) -> Decision:
-        """A decision without those who may not leave yet."""
+    def hold(self, seen: Evidence, decision: Decision, together: bool = False) -> Decision:
+        """A decision without those who may not leave yet; units that leave `together` wait for the others of theirs."""
         if seen.exit < self.min_exit:
             return replace(decision, leave=torch.zeros_like(decision.leave))
         if not self.never_early:
@@ -49,7 +49,7 @@ class Limits:
         else:
             best = answer.argmax(dim=-1)
             held = torch.stack([best == number for number in kept]).any(dim=0)
-        return replace(decision, leave=decision.leave & ~held)
+        return replace(decision, leave=decision.leave & ~(_spread(held, seen.sequence) if together else held))
 
     def check(self, name: str, policy: type[ExitPolicy], shape: Shape) -> None:
         """Raise UsageError for limits that this policy or model cannot keep."""
@@ -89,6 +89,14 @@ class Limits:
             never_early=tuple(list(labels).index(label) for label in never),
             temperatures=None if temperatures is None else tuple(float(t) for t in temperatures),
         )
+
+
+def _spread(held: Tensor, sequence: Tensor) -> Tensor:
+    """Whether any unit of the same sequence is held [U]; `sequence` [U] ascends, perhaps with gaps."""
+    first = torch.ones_like(held)
+    first[1:] = sequence.diff() != 0
+    group = first.cumsum(0) - 1
+    return (torch.zeros_like(group).index_add(0, group, held.long()) > 0)[group]
 
 
 NONE = Limits()

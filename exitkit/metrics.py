@@ -15,6 +15,9 @@ from scipy import stats
 
 Values = npt.NDArray[Any]
 Counts = npt.NDArray[np.float64]
+DRAWN_AT_ONCE = (
+    2**22
+)  # counts of rows that a bootstrap holds in memory: a thousand resamples of many rows would fill it
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,14 @@ def interval_of_sums(
     statistic: Callable[..., Values], *counts: Values, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:
     """`interval`, for a statistic of sums over rows: of [N, k] arrays, each summed over the same drawn rows."""
-    rows = len(counts[0])
-    drawn = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples)  # [R, N]
-    low, high = np.percentile(statistic(*(drawn @ one for one in counts)), [2.5, 97.5])
+    rows, random = len(counts[0]), np.random.default_rng(seed)
+    at_once = max(1, DRAWN_AT_ONCE // rows)
+    values = []
+    for first in range(0, resamples, at_once):
+        some = min(at_once, resamples - first)
+        drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=some).astype(np.float64)  # [R, N]
+        values.append(statistic(*(drawn @ one for one in counts)))
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -67,7 +67,7 @@ class EveryExit:
         each = self.task.loss(logits, self.labels, self.weights)
         masks = [mask for mask in (among, self.labelled) if mask is not None]
         if not masks:
-            return each.mean()
+            return each.sum() / max(len(each), 1)  # sentences may be without words, a whole batch of them too
         counted = torch.stack(masks).all(dim=0)
         return torch.where(counted, each, 0.0).sum() / counted.sum().clamp(min=1)
 

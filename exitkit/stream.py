@@ -244,7 +244,7 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
     context: Tensor | bool = True
     if context_halts:
         context = (waiting == _count(torch.ones_like(live), stream.sequence, stream.sequences))[sequence_of]
-    awake = torch.where(stream.owner >= 0, live[stream.owner], context)  # [T]
+    awake = _awake(stream, live, context)  # [T]
     live_units, awake_tokens = torch.stack([waiting, _count(awake, sequence_of, stream.sequences)]).tolist()
     keep = [count > 0 for count in live_units]
     if not any(keep):
@@ -267,10 +267,16 @@ def resting(stream: Stream, live: Tensor) -> Stream:
 
     Nothing is dropped: training needs a row of every unit at every exit. Reads one small table from the device.
     """
-    awake = torch.where(stream.owner >= 0, live[stream.owner], True)  # [T]
+    awake = _awake(stream, live, True)  # [T]
     sequence_of = _sequence_of(stream.lengths, live.device)
     asking = tuple(_count(awake, sequence_of, stream.sequences).tolist())
     return replace(stream, live=live, active=_rows_where(awake, sum(asking)), asking=asking)
+
+
+def _awake(stream: Stream, live: Tensor, context: Tensor | bool) -> Tensor:
+    """Whether each token computes [T]: as its unit is live, or of no unit, as `context` says."""
+    of_unit = torch.cat([live, live.new_zeros(1)])  # −1 finds the last: sentences without words have no unit at all
+    return torch.where(stream.owner >= 0, of_unit[stream.owner], context)
 
 
 def _count(mask: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from exitkit_policies.sentence import RANKS, Sentence, _groups, _mean, _quantile
@@ -14,27 +16,45 @@ from exitkit_policies.token_window import Rescored, TokenWindow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForTokenClassification, AutoTokenizer, RobertaConfig, RobertaModel, RobertaTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    RobertaTokenizer,
+)
 from typer.testing import CliRunner
 
 import exitkit
 from exitkit import artifact
+from exitkit.calibration.layer_time import _exit_step
 from exitkit.cli import app
 from exitkit.cost import ReplayCost, flops, full_work, prices
 from exitkit.data.batches import encode
-from exitkit.data.sources import read
+from exitkit.data.catalogue import catalogue
+from exitkit.data.columns import Columns
+from exitkit.data.sources import labelled, read
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.limits import Limits
 from exitkit.loop import run
 from exitkit.measure import Sample, score
 from exitkit.metrics import interval, interval_of_sums
+from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
+from exitkit.prediction.reading import read as read_inputs
+from exitkit.prediction.words import batch_of
+from exitkit.recipe import EveryExit
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
+from exitkit.stream import Stream, halt, pack, resting
 from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
+from exitkit.training.losses import distillation
 from exitkit.training.start import starting_model
 
 REGISTRY = installed()
@@ -126,6 +146,26 @@ def test_the_interval_of_sums_is_that_of_rows() -> None:
     assert fast == pytest.approx(slow, abs=0.005)
 
 
+def test_the_interval_of_sums_holds_few_resamples_in_memory_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.stack([np.arange(50) % 3 == 0, np.ones(50)], axis=1).astype(float)
+    shapes: list[tuple[int, ...]] = []
+
+    def share_of(sums: np.ndarray) -> np.ndarray:
+        shapes.append(sums.shape)
+        return sums[..., 0] / sums[..., 1]
+
+    whole = interval_of_sums(share_of, counts, resamples=100)
+    monkeypatch.setattr("exitkit.metrics.DRAWN_AT_ONCE", 50 * 30)
+    assert interval_of_sums(share_of, counts, resamples=100) == whole
+    assert shapes == [(100, 2), (30, 2), (30, 2), (30, 2), (10, 2)]
+
+
+def test_the_loss_of_a_batch_without_words_is_zero() -> None:
+    nobody = EveryExit(torch.zeros(2, 0, 5), torch.zeros(0, dtype=torch.long), layers=(1, 2), task=Tagging(BIO))
+    assert float(nobody.loss(nobody.logits[0])) == 0
+    assert float(distillation(nobody.logits[0], nobody.logits[1], nobody.task, 2.0)) == 0
+
+
 def test_metrics_of_plain_tags_know_no_spans() -> None:
     with pytest.raises(UsageError, match="The tags are plain"):
         Tagging(("NOUN", "VERB")).metric("span_f1")
@@ -148,6 +188,44 @@ def test_strings_in_a_table_are_split_at_blanks_or_read_as_json(tmp_path: Path) 
     (tmp_path / "train.csv").write_text('tokens,tags\nhe runs,PRON VERB\n"[""I"", ""am""]","[""PRON"", ""AUX""]"\n')
     rows = read(tmp_path / "train.csv")
     assert rows.data["words"][:] == [["he", "runs"], ["I", "am"]]
+
+
+def test_lists_in_a_table_may_be_empty_or_numbers_but_not_as_python_prints_them(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text('tokens,tags\n"[""I"", ""am""]","[0, 2]"\n[],[]\n[ 7 ],1 1 1\n"a b",[2 1]\n')
+    rows = read(file, task=Tagging(("B-X", "I-X", "O")))
+    assert rows.data["words"][:] == [["I", "am"], [], ["[", "7", "]"], ["a", "b"]]
+    assert rows.data["label"][:] == [[0, 2], [], [1, 1, 1], [2, 1]]
+    file.write_text("tokens,tags\n\"['I', 'am']\",\"['X', 'Y']\"\n")
+    with pytest.raises(UsageError, match="Write lists as JSON"):
+        read(file)
+    lines = list(read_inputs(file, expects_pair=False, keeps_words=True, text_column="tokens"))
+    assert "write lists as JSON" in lines[0].reason
+    file.write_text("tokens\n[]\n")
+    assert [line.text for line in read_inputs(file, expects_pair=False, keeps_words=True)] == [[]]
+
+
+@pytest.mark.parametrize("tags", [None, [-1, -1]])
+def test_rows_whose_tags_are_kept_back_are_unlabelled(tags: list[int] | None, tmp_path: Path) -> None:
+    file = write(tmp_path / "test.jsonl", [{"tokens": ["a", "b"], "tags": tags}] * 2)
+    rows = read(file, task=Tagging(BIO), use_labels="optional")
+    assert (rows.task, rows.data["words"][:]) == (None, [["a", "b"]] * 2)
+    assert not labelled(catalogue(file), "test", Columns())
+    with pytest.raises(UsageError, match="has no labels"):
+        read(file, task=Tagging(BIO))
+
+
+def test_tags_in_a_column_for_labels_are_found_for_a_tagger_too(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", [{"tokens": ["a"], "labels": ["O"]}])
+    for task in (None, "tagging", Tagging(BIO)):
+        assert read(file, task=task).data["label"][:] == [[0]]
+
+
+def test_large_strings_are_words(tmp_path: Path) -> None:
+    kind = pa.large_list(pa.large_string())
+    table = pa.table({"tokens": pa.array([["a", "b"]], kind), "tags": pa.array([["O", "B-X"]], kind)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert read(tmp_path / "train.parquet").data["words"][:] == [["a", "b"]]
 
 
 def test_conll_and_conllu_files_are_read(tmp_path: Path) -> None:
@@ -234,6 +312,62 @@ def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
     truth, given = sentences([[0, 1, 2], [3]]), sentences([[0, 1, 0], [3]])
     found = score(task, "span_f1", truth, given, truth)
     assert (found.score, found.full_score, found.agreement) == (0.5, 1.0, 0.75)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """As ModernBERT's: a word is read with the blank before it, and offsets are left as they are."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<s>", "</s>", "<pad>"]
+    built = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", cls_token="<s>", sep_token="</s>")
+
+
+def test_offsets_of_words_hold_no_blanks() -> None:
+    text = "The plot was  bad"
+    (read_of,) = batch_of([text], byte_level(), 40)[1]
+    assert [text[start:end].strip() for start, end in read_of.offsets] == ["The", "plot", "was", "", "bad"]
+    assert [text[start:end] for start, end in read_of.offsets if text[start:end].strip()] == [
+        "The",
+        "plot",
+        "was",
+        "bad",
+    ]
+
+
+def test_a_word_of_a_text_that_the_tokenizer_does_not_know_is_counted() -> None:
+    built = Tokenizer(models.BPE(vocab={"<pad>": 0, "a": 1, "b": 2}, merges=[]))  # no unknown token
+    built.pre_tokenizer = pre_tokenizers.Whitespace()
+    batch, (read_of,) = batch_of(["a zz b"], PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>"), 40)
+    assert batch["words"].tolist() == [[0, 2]]
+    assert (read_of.count, read_of.seen, read_of.offsets) == (3, [0, 2], [(0, 1), (1, 1), (5, 6)])
+
+
+def byte_level_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A tiny RoBERTa with a byte-level tokenizer."""
+    config = RobertaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    RobertaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("own_class", [False, True])
+def test_byte_level_tokenizers_read_words_of_a_list_as_those_of_a_text(own_class: bool, tmp_path: Path) -> None:
+    plain = byte_level()
+    tokenizer = RobertaTokenizer(vocab=plain.get_vocab(), merges=[]) if own_class else plain
+    folder = byte_level_checkpoint(tmp_path / "encoder", tokenizer)
+    start = starting_model(str(folder), Tagging(BIO), None, "mean", REGISTRY)
+    start.tokenizer.save_pretrained(tmp_path / "again")
+    for read_by in (start.tokenizer, AutoTokenizer.from_pretrained(tmp_path / "again")):
+        both = batch_of([["The", "plot"], "The plot"], read_by, 40)[0]
+        assert torch.equal(*both["input_ids"])
+        assert torch.equal(*both["words"])
 
 
 # Policies
@@ -380,6 +514,45 @@ def test_a_replay_of_sentences_is_exact() -> None:
     assert found == pytest.approx(flops(full_work(trace.work, len(trace.exit)), price) / flops(trace.work, price))
 
 
+def without_words(model: ExitModel) -> Stream:
+    """Two sentences of context tokens only."""
+    ids = torch.tensor([[2, 3, 0], [2, 4, 3]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "words": torch.full((2, 3), -1)}
+    tokens, stream = pack(batch)
+    return stream.carrying(model.encoder.embed(tokens))
+
+
+def test_a_batch_without_a_word_runs_rests_and_is_timed() -> None:
+    model = tiny_model(task="tagging")
+    stream = without_words(model)
+    nobody = torch.zeros(0, dtype=torch.bool)
+    assert halt(stream, nobody) is None
+    assert torch.equal(model.encoder.layer(0, resting(stream, nobody)), model.encoder.layer(0, stream)), (
+        "context goes on"
+    )
+    _exit_step(model, stream)
+
+
+def test_timing_an_exit_leaves_somebody_where_only_one_sentence_has_a_word() -> None:
+    model = tiny_model(task="tagging")
+    ids = torch.tensor([[2, 3, 0], [2, 4, 3]])
+    words = torch.tensor([[-1, -1, -1], [-1, 0, -1]])
+    tokens, stream = pack({"input_ids": ids, "attention_mask": (ids > 0).long(), "words": words})
+    _exit_step(model, stream.carrying(model.encoder.embed(tokens)))
+
+
+def test_a_sentence_waits_as_a_whole_for_a_word_that_may_not_leave_early() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    plan = schedule("sentence", Sentence, {"threshold": 0.6, "pool": "mean"}, model.shape, Limits(never_early=(0,)))
+    trace, recording = run(model, rows, plan), record(model, [rows])
+    exits = [set(trace.exit[recording.sequence == number].tolist()) for number in range(recording.sequences)]
+    assert all(len(of_sentence) <= 1 for of_sentence in exits)
+    early = trace.exit < model.shape.exits
+    assert early.any()
+    assert not (trace.logits.argmax(dim=1)[early] == 0).any()
+    assert torch.equal(replay(recording, plan).exit, trace.exit)
+
+
 # All commands
 
 
@@ -482,25 +655,6 @@ def test_a_sentence_of_ten_thousand_words_is_cut_and_answered_in_full(tagger: Pa
     assert answer["exit"][0] is not None
     assert (answer["exit"][-1], answer["score"][-1]) == (None, None)
     assert answer["tags"][-1] == "O"
-
-
-def test_byte_level_tokenizers_give_words_the_blank_that_texts_have(tmp_path: Path) -> None:
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(
-        ["the plot was good", "the music felt dull"] * 20,
-        vocab_size=300,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        show_progress=False,
-    )
-    tokenizer.save_model(str(tmp_path))
-    RobertaTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    RobertaModel(RobertaConfig(vocab_size=310, max_position_embeddings=66, **small)).save_pretrained(tmp_path)
-    start = starting_model(str(tmp_path), Tagging(BIO), None, "cls", REGISTRY)
-    in_words = start.tokenizer(["the", "plot", "was"], is_split_into_words=True)
-    as_text = start.tokenizer("the plot was")
-    assert in_words.tokens() == as_text.tokens()
-    assert in_words.tokens()[1].startswith("Ġ")
 
 
 def test_recipes_that_skip_whole_sequences_refuse_words(encoder: Path, tmp_path: Path) -> None:

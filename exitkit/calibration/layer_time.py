@@ -106,7 +106,7 @@ def embedded(model: ExitModel, batch: Batch) -> Stream:
 def _exit_step(model: ExitModel, stream: Stream) -> None:
     if model.shape.exits > 1:
         model.read(1, stream)
-    if stream.sequences > 1:
+    if stream.units > 1:  # somebody must stay, and sentences may be without words
         leave = torch.arange(stream.units, device=stream.live.device) % 2 == 0
         compact(stream, leave, {})
 

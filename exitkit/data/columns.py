@@ -71,7 +71,7 @@ def find_columns(names: Sequence[str], asked: Columns, use_labels: LabelUse, kin
     label = None
     if use_labels != "ignored":
         rest = [name for name in free if name not in (text, text_pair)]
-        usual = TAGS if kind == "tagging" else LABELS
+        usual = TAGS if kind == "tagging" and any(_called(name, names) for name in TAGS) else LABELS
         label = asked.label or _find_label(rest, names, usual, use_labels == "needed")
     used = [name for name in (text, text_pair, label) if name is not None]
     if len(set(used)) < len(used):

@@ -1,7 +1,8 @@
-"""CoNLL files: a word a line with its tag."""
+"""Words as text: CoNLL files, a word a line with its tag, and lists in one field of a table."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 
 CONLL = (".conll", ".conllu", ".bio", ".iob")
@@ -40,3 +41,25 @@ def conll(lines: Iterable[str], universal: bool, tagged: bool = True) -> Iterato
         tags.append((fields[3] if universal else fields[-1]) if tagged else "")
     if words:
         yield first, words, tags
+
+
+def listed(field: str, numbers: bool = False) -> list[str]:
+    """Words or tags of one field: a JSON list of strings, or what stands between blanks.
+
+    With `numbers` (tags) also whole numbers in brackets, with commas or blanks between. Brackets alone are no words.
+
+    Raises ValueError: a list, but not in JSON, such as Python prints one.
+    """
+    bare = field.strip()
+    if bare.startswith('["') or (bare.startswith("['") and bare.endswith(("']", '"]'))):
+        found = json.loads(bare)
+        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+            raise ValueError("it holds something else than strings")
+        return found
+    if bare == "[]":
+        return []
+    if numbers and bare.startswith("[") and bare.endswith("]"):
+        parts = bare[1:-1].replace(",", " ").split()
+        if all(part.removeprefix("-").isdecimal() for part in parts):
+            return parts
+    return field.split()

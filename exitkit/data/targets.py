@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from exitkit.data.conll import listed
 from exitkit.data.labels import label_column, label_ids, label_names, looks_like_floats
 from exitkit.data.tables import Piece, Table
 from exitkit.errors import ExitkitError, UsageError, one_of
@@ -54,6 +55,9 @@ def targets(pieces: Sequence[Piece], name: str, wanted: Task | str | None) -> Ta
 def any_label(table: Table, name: str) -> bool:
     """Whether any row has a label: benchmarks write none, or -1, in every row of a test split."""
     column = _plain(table.column(name))
+    if is_list(column.type) and pa.types.is_integer(column.type.value_type):
+        inside = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return bool(column.null_count < len(column) and (not len(inside) or (inside != -1).any()))
     if pa.types.is_floating(column.type) or is_list(column.type):
         return bool(column.null_count < len(column))
     if _kind([column]) == "regression":
@@ -115,7 +119,7 @@ def _multi_label(
 
 
 def _tagging(pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]) -> Targets:
-    lists = [words(piece, name, column) for column, piece in zip(columns, pieces, strict=True)]
+    lists = [words(piece, name, column, numbers=True) for column, piece in zip(columns, pieces, strict=True)]
     flat = [
         label_column(name, pa.chunked_array([column.combine_chunks().flatten()]), piece.table.classes.get(name))
         for column, piece in zip(lists, pieces, strict=True)
@@ -129,18 +133,30 @@ def _tagging(pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArr
         gaps.append(np.asarray(lengths.is_null())[piece.start : piece.stop])
         ends = np.concatenate([[0], lengths.fill_null(0).to_numpy().cumsum()])
         ids = label_ids(elements, names)
+        untagged = _untagged(ids, ends)
+        gaps[-1] |= untagged[piece.start : piece.stop]
+        wrong = (ids < 0) & ~np.repeat(untagged, np.diff(ends))
         first, last = int(ends[piece.start]), int(ends[piece.stop])
-        if (ids[first:last] < 0).any():
-            place = first + int((ids[first:last] < 0).argmax())
+        if wrong[first:last].any():
+            place = first + int(wrong[first:last].argmax())
             row = int(np.searchsorted(ends, place, side="right")) - 1
             tag = elements.values[elements.codes[place]]
             if tag is None:
                 raise UsageError(f"{piece.row(row - piece.start)}: word {place - int(ends[row]) + 1} has no tag.")
             _unknown(piece, row - piece.start, tag, names)
-        values.append(sentences(np.split(ids, ends[1:-1])[piece.start : piece.stop]))
+        rows = [ids[:0] if gap else row for gap, row in zip(untagged, np.split(ids, ends[1:-1]), strict=True)]
+        values.append(sentences(rows[piece.start : piece.stop]))
     task = Tagging(names)
     _warn_of_breaks(pieces, values, task)
     return Targets(task, tuple(values), tuple(gaps))
+
+
+def _untagged(ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Rows of which no word has a tag, though there are words: benchmarks write −1 where they keep tags back."""
+    counts = np.diff(ends)
+    missing = np.concatenate([[0], (ids == -1).cumsum()])
+    untagged: npt.NDArray[np.bool_] = (counts > 0) & (missing[ends[1:]] - missing[ends[:-1]] == counts)
+    return untagged
 
 
 def _warn_of_breaks(pieces: Sequence[Piece], values: Sequence[npt.NDArray[Any]], task: Tagging) -> None:
@@ -164,13 +180,16 @@ def _warn_of_breaks(pieces: Sequence[Piece], values: Sequence[npt.NDArray[Any]],
         )
 
 
-def words(piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of lists of words or tags; strings are split: JSON lists, or at blanks.
+def words(piece: Piece, name: str, column: pa.ChunkedArray, numbers: bool = False) -> pa.ChunkedArray:
+    """A column of lists of words or, which may be `numbers`, of tags; strings are split: JSON lists, or at blanks.
 
     Raises UsageError: the column holds something else.
     """
+    if pa.types.is_null(column.type):  # no row has any
+        return column.cast(pa.list_(pa.null()))
     if is_list(column.type):
-        return column.cast(pa.list_(column.type.value_type))
+        kind = column.type.value_type
+        return column.cast(pa.list_(pa.string() if pa.types.is_large_string(kind) else kind))
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UsageError(
             f"column '{name}' of {piece.origin} holds {column.type}; tagging needs a list per row, or a string such as "
@@ -178,14 +197,13 @@ def words(piece: Piece, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         )
     texts: list[str | None] = column.to_pylist()
     try:
-        lists = [
-            None if text is None else json.loads(text) if text.startswith('["') else text.split() for text in texts
-        ]
-        return pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
-    except (json.JSONDecodeError, pa.ArrowException) as error:
+        lists = [None if text is None else listed(text, numbers) for text in texts]
+    except ValueError as error:
         raise UsageError(
-            f"column '{name}' of {piece.origin} holds text that is not a list of words: {error}."
+            f"column '{name}' of {piece.origin} holds text that is not a list of words ({error}). Write lists as JSON, "
+            'such as ["a", "b"], or give parquet.'
         ) from None
+    return pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
 
 
 def _regression(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from exitkit.data.columns import WORDS
-from exitkit.data.conll import CONLL, NotAWord, conll
+from exitkit.data.conll import CONLL, NotAWord, conll, listed
 from exitkit.errors import ExitkitError, UsageError, one_of
 
 SINGLES = ("text", "sentence", "question", "review", "content", "tokens", "words")
@@ -392,10 +392,10 @@ def _table_texts(row: list[str], header: list[str], columns: Names, keeps_words:
 
 def _split(field: str, column: str) -> list[str]:
     """The words of a field: a JSON list, or between blanks."""
-    if not field.startswith('["'):
-        return field.split()
-    found = _words(_json(field.encode()), f"'{column}'", True)
-    return [found] if isinstance(found, str) else found
+    try:
+        return listed(field)
+    except ValueError as error:
+        raise _Bad(f'\'{column}\' is not a list of words ({error}); write lists as JSON, such as ["a", "b"]') from None
 
 
 def _field(row: list[str], header: list[str], column: str) -> str:

@@ -55,10 +55,26 @@ def _read(sentence: Sentence, tokenizer: PreTrainedTokenizerBase, owners: Sequen
         return Read(None, [], len(sentence), present(owners))
     # Once more without a limit: also words that were cut off have a place in the text.
     whole = tokenizer(sentence, padding=False, verbose=False, truncation=False)
-    count = max((word for word in whole.word_ids() if word is not None), default=-1) + 1
-    places = [whole.word_to_chars(word) for word in range(count)]
-    offsets = [(0, 0) if place is None else (place.start, place.end) for place in places]
+    places: dict[int, tuple[int, int]] = {}
+    for word in present([-1 if word is None else word for word in whole.word_ids()]):
+        place = whole.word_to_chars(word)
+        places[word] = _inside(sentence, place.start, place.end)
+    count = max(places, default=-1) + 1
+    offsets: list[tuple[int, int]] = []
+    for word in range(count):
+        last = offsets[-1][1] if offsets else 0
+        offsets.append(places.get(word, (last, last)))  # the tokenizer knows no part of the word
     return Read(sentence, offsets, count, present(owners))
+
+
+def _inside(text: str, start: int, end: int) -> tuple[int, int]:
+    """A place without the blanks around it: byte-level tokenizers count the one before a word as part of it."""
+    word = text[start:end]
+    bare = word.strip()
+    if not bare:
+        return start, end
+    start += len(word) - len(word.lstrip())
+    return start, start + len(bare)
 
 
 def answers(

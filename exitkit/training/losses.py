@@ -24,7 +24,8 @@ def distillation(teacher: Tensor, student: Tensor, task: Task, temperature: floa
     if task.kind == "multi-label":
         teacher, student = _coins(teacher), _coins(student)
     said, meant = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
-    return temperature**2 * kl_div(said, meant, reduction="batchmean", log_target=True)
+    divergence = kl_div(said, meant, reduction="sum", log_target=True) / max(len(said), 1)  # no word at all gives 0
+    return temperature**2 * divergence
 
 
 def _coins(logits: Tensor) -> Tensor:

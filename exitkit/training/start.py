@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -59,9 +60,6 @@ def starting_model(
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
     config, tokenizer = open_checkpoint(source, option)
-    if task.kind == Tagging.kind and getattr(tokenizer, "add_prefix_space", None) is False:
-        # Byte-level tokenizers keep the blank before a word in its first piece; single words must get one too.
-        tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
     encoder = registry.encoder(config.model_type)
     theirs, meant = classes_of(config, task.kind), config.problem_type
     check_weights(source, option)
@@ -91,7 +89,26 @@ def starting_model(
     layers = len(encoder(stock).blocks)
     model = ExitModel(stock, encoder, range(1, layers + 1) if exits is None else exits, pooling, scale)
     fitted = theirs is not None and len(theirs) == task.outputs and meant in (None, task.problem_type)
-    return Start(model, tokenizer, fine_tuned=fitted and not fresh)
+    fine_tuned = fitted and not fresh
+    if task.kind == Tagging.kind and not fine_tuned:  # somebody's tagger has learnt words as its tokenizer has them
+        tokenizer = _of_words(tokenizer, source)
+    return Start(model, tokenizer, fine_tuned)
+
+
+def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, reading every word of a list as it reads a word of a text.
+
+    Byte-level tokenizers (RoBERTa, ModernBERT) take a word with the blank before it. Words of a list have none, so
+    they would become other pieces than those of pre-training, and of the same words in a text at prediction.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.pre_tokenizer, ByteLevel) or backend.pre_tokenizer.add_prefix_space:
+        return tokenizer
+    again: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, add_prefix_space=True)  # is saved with it
+    splits = again.backend_tokenizer.pre_tokenizer
+    splits.add_prefix_space = True  # tokenizers without a class of their own do not look at the argument
+    again.backend_tokenizer.pre_tokenizer = splits
+    return again
 
 
 def open_checkpoint(source: str, option: str = "--model") -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
