@@ -193,6 +193,11 @@ class Scored:
         }
 
 
+def reference_of(metric: str, truth: Answers | None, full: Answers) -> Answers:
+    """What answers are compared with: labels, or the full model's answers where there are none."""
+    return full if truth is None or not needs_labels(metric) else truth
+
+
 def score(
     task: Task,
     metric: str,
@@ -213,7 +218,7 @@ def score(
             a policy must not look good because its gates were trained to do without the full model.
     """
     compare = task.metric(metric)
-    reference = full if truth is None or not needs_labels(metric) else truth
+    reference = reference_of(metric, truth, full)
 
     def of(given: Answers, rows: npt.NDArray[np.int64]) -> float:
         return compare(reference[rows], given[rows])
@@ -224,8 +229,8 @@ def score(
     best = full if gated is None or gated_score is None or gated_score <= full_score else gated
     if isinstance(compare, OfSums):
         mine, theirs = compare.counts(reference, answers), compare.counts(reference, best)
-        score_ci = metrics.interval_of_sums(compare.value, mine)
-        drop_ci = metrics.interval_of_sums(lambda a, b: compare.value(b) - compare.value(a), mine, theirs)
+        value = compare.value
+        score_ci, drop_ci = metrics.intervals_of_sums(lambda a, b: (value(a), value(b) - value(a)), mine, theirs)
     else:
         score_ci = metrics.interval(lambda rows: of(answers, rows), len(answers))
         drop_ci = metrics.interval(lambda rows: of(best, rows) - of(answers, rows), len(answers))

@@ -5,7 +5,7 @@ Metrics that are functions of counts say so (`OfSums`): a bootstrap of theirs su
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,7 @@ from scipy import stats
 
 Values = npt.NDArray[Any]
 Counts = npt.NDArray[np.float64]
-DRAWN_AT_ONCE = (
-    2**22
-)  # counts of rows that a bootstrap holds in memory: a thousand resamples of many rows would fill it
+DRAWN_AT_ONCE = 2**22  # counts of rows that a bootstrap holds in memory at a time
 
 
 @dataclass(frozen=True)
@@ -130,19 +128,18 @@ def spearman(truth: Values, answers: Values) -> float:
     return float(stats.spearmanr(truth, answers).statistic)
 
 
-def interval_of_sums(
-    statistic: Callable[..., Values], *counts: Values, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """`interval`, for a statistic of sums over rows: of [N, k] arrays, each summed over the same drawn rows."""
+def intervals_of_sums(
+    statistics: Callable[..., Sequence[Counts]], *counts: Counts, seed: int = 0, resamples: int = 1000
+) -> list[tuple[float, float]]:
+    """`interval`, for statistics of sums over rows: of [N, k] arrays, each summed over the same drawn rows."""
     rows, random = len(counts[0]), np.random.default_rng(seed)
     at_once = max(1, DRAWN_AT_ONCE // rows)
     values = []
     for first in range(0, resamples, at_once):
         some = min(at_once, resamples - first)
         drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=some).astype(np.float64)  # [R, N]
-        values.append(statistic(*(drawn @ one for one in counts)))
-    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
-    return float(low), float(high)
+        values.append(np.stack(statistics(*(drawn @ one for one in counts))))
+    return [(float(low), float(high)) for low, high in np.percentile(np.hstack(values), [2.5, 97.5], axis=1).T]
 
 
 def interval(

@@ -1,11 +1,23 @@
-"""No network, and one thread: tests of two workers share two cores."""
+"""No network, one thread (tests of two workers share two cores), and clocks that look a few times only."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 
 pytest_plugins = ["artifacts"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timing() -> Iterator[None]:
+    """Commands measure times as they always do, but few of them: no test rests on how long something took."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exitkit.benchmarking.benchmark.MOST_TIMED", 4)
+        patch.setattr("exitkit.calibration.study.TIMED_BATCHES", {1: 4})
+        patch.setattr("exitkit.calibration.layer_time.REPEATS", 2)
+        yield

@@ -28,7 +28,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def run(python: Path, *args: str | Path, fails: bool = False) -> dict:
+def run(python: Path, *args: str | Path) -> dict:
     done = subprocess.run(
         [python, "-c", "from exitkit.cli import main; main()", *args, "--json"],
         capture_output=True,
@@ -36,7 +36,7 @@ def run(python: Path, *args: str | Path, fails: bool = False) -> dict:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=python.parent,
     )
-    assert (done.returncode != 0) == fails, done.stderr
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -50,8 +50,6 @@ def test_margin_is_found_once_it_is_installed_and_works_in_calibrate_and_benchma
     python: Path, trained: Path, tmp_path: Path
 ) -> None:
     assert "margin" not in policies(run(python, "plugins"))
-    missing = run(python, "calibrate", trained, "--policy", "margin", "--target-speedup", "2x", fails=True)
-    assert "unknown policy 'margin'" in missing["error"]
 
     source = tmp_path / "source"
     shutil.copytree(PACKAGE, source)

@@ -30,7 +30,7 @@ def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=str(FOLDER / "models/all-MiniLM-L6-v2"),
         data=str(FOLDER / "data/sst2"),
         output=folder,
-        max_train_samples=2400,
+        max_train_samples=1200,
         epochs=1,
         recipe={"name": "joint", "learning_rate": 1e-4, "head_learning_rate": 1e-3},
     )

@@ -25,13 +25,13 @@ from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
 from exitkit.limits import NONE, Limits
 from exitkit.loop import run
-from exitkit.measure import Sample, Scored, full_model, gated_answers, run_all, score
+from exitkit.measure import Sample, Scored, full_model, gated_answers, reference_of, run_all, score
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, rewrites, schedule
-from exitkit.tasks import Answers, needs_labels
+from exitkit.tasks import Answers
 from exitkit.trace import Trace
 
 TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
@@ -83,7 +83,7 @@ class Study:
         self.full = self.sample.answers(self.recording.logits[-1])
         self.price = prices(model.model)
         self._score = self.task.metric(metric)
-        self._reference = self.full if self.truth is None or not needs_labels(metric) else self.truth
+        self._reference = reference_of(metric, self.truth, self.full)
         self._unit_reference = self.sample.by_unit(self.full if self.truth is None else self.truth)
         self.full_score = self._score(self._reference, self.full)
         self._plan_full = full_model(model, registry)

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from exitkit.cost import ReplayCost, prices
 from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
-from exitkit.measure import Sample, score
+from exitkit.measure import Sample, reference_of
 from exitkit.plugins import Registry, installed
 from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
@@ -224,8 +224,10 @@ class Scorer:
     """Replays settings on recorded rows that chose nothing."""
 
     def __init__(self, model: Artifact, sample: Sample, metric: str, recording: Recording) -> None:
-        self.task, self.metric, self.sample, self.recording = model.task, metric, sample, recording
-        self.full = sample.answers(recording.logits[-1])
+        self.sample, self.recording = sample, recording
+        full = sample.answers(recording.logits[-1])
+        self._score = partial(model.task.metric(metric), reference_of(metric, sample.truth, full))
+        self.full_score = self._score(full)
         self.price = prices(model.model)
 
     def of(self, plan: Schedule) -> dict[str, Any]:
@@ -238,14 +240,13 @@ class Scorer:
             plan.asks_from,
             self.price.probes.get(plan.name, 0),
         )
-        answers = self.sample.answers(outcome.logits)
-        scored = score(self.task, self.metric, self.sample.truth, answers, self.full)
+        score = self._score(self.sample.answers(outcome.logits))
         return {
             "settings": plan.settings,
             "speedup": cost.speedups(outcome),
-            "score": scored.score,
-            "full_score": scored.full_score,
-            "drop": scored.full_score - scored.score,
+            "score": score,
+            "full_score": self.full_score,
+            "drop": self.full_score - score,
         }
 
 

@@ -54,10 +54,10 @@ def _quantile(values: Tensor, group: Tensor, rank: float) -> Tensor:
     by_value = values.argsort(stable=True)
     ordered = values[by_value[group[by_value].argsort(stable=True)]]  # [U] group after group, rising
     counts = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))
-    place = (counts.cumsum(0) - counts) + rank * (counts - 1).clamp(min=0)
-    last = max(len(values) - 1, 0)
-    below = place.floor().long().clamp(max=last)
-    above = place.ceil().long().clamp(max=last)
+    first, last = counts.cumsum(0) - counts, max(len(values) - 1, 0)
+    place = rank * (counts - 1).clamp(min=0).double()  # in its sentence: what rounds must not depend on the batch
+    below = (first + place.floor().long()).clamp(max=last)
+    above = (first + place.ceil().long()).clamp(max=last)
     return torch.lerp(ordered[below], ordered[above], (place - place.floor()).to(values.dtype))
 
 
