@@ -1,4 +1,4 @@
-"""Method `layers`: the student's layers learn what goes on in the teacher's, then its exits learn the answers."""
+"""Method `layers`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ PROJECTION = "projection"
 
 @dataclass(frozen=True)
 class Layers(Distiller):
-    """Phase `layers`: Σ MSE(scores) + Σ MSE(W·states, teacher's) over the layer map. Phase `answers`: as `logits`.
+    """The student's layers learn what goes on in the teacher's, then its exits learn the answers.
+
+    Phase `layers`: Σ MSE(scores) + Σ MSE(W·states, teacher's) over the layer map. Phase `answers`: as `logits`.
 
     TinyBERT (1909.10351, sections 3 and 4.2; released code): attention scores before the softmax and hidden states,
     those of the embeddings among them, plain sums; W is one learned layer for all, here only where widths differ. Then

@@ -1,4 +1,4 @@
-"""Method `logits`: every exit learns the teacher's answers."""
+"""Method `logits`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logits(Distiller):
-    """One phase: Σ ℓ·[(1 − hard)·T²·KL(teacher ‖ exit ℓ) + hard·CE_ℓ] / Σ ℓ over the exits, ℓ the layer of the exit.
+    """Every exit learns the teacher's answers.
+
+    One phase: Σ ℓ·[(1 − hard)·T²·KL(teacher ‖ exit ℓ) + hard·CE_ℓ] / Σ ℓ over the exits, ℓ the layer of the exit.
 
     Hinton et al. (1503.02531, section 2) at every exit, deep ones weighing more as in recipe `joint`. `loss`: "soft",
     or "mse" for the squared difference of logits (1312.6184). `hard` is the share of labels; rows without one learn

@@ -1,4 +1,4 @@
-"""Recipe `berxit`: the last exit and all exits take turns; a probe learns when an answer is wrong."""
+"""Recipe `berxit`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ PROBE = "learned"
 
 @dataclass(frozen=True)
 class Berxit(Recipe):
-    """Even steps: CE of the last exit. Odd steps: Σ_{e<E} CE_e and, without the probe, CE of the last exit too.
+    """The last exit and all exits take turns; a probe learns when an answer is wrong.
+
+    Even steps: CE of the last exit. Odd steps: Σ_{e<E} CE_e and, without the probe, CE of the last exit too.
 
     BERxiT (EACL 2021, sections 3.2 and 3.3; released code "alternate" and "alternate-lte"). With `learn_to_exit` every
     step adds the mean squared error of the probe's u = σ(w·c + b), one w and b for all exits, c being a head's hidden

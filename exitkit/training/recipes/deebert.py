@@ -1,4 +1,4 @@
-"""Recipe `deebert`: two stages at one learning rate."""
+"""Recipe `deebert`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from exitkit.training.recipes.two_stage import TwoStage
 
 @dataclass(frozen=True)
 class DeeBert(TwoStage):
-    """Stage 1: CE of the last exit, everything but the exits learns. Stage 2: Σ_{ℓ<L} CE_ℓ, only exits 1..E−1 learn.
+    """Fine-tune the model, freeze it, train the exits; all at one learning rate.
+
+    Stage 1: CE of the last exit, everything but the exits learns. Stage 2: Σ_{ℓ<L} CE_ℓ, only exits 1..E−1 learn.
 
     DeeBERT (2004.12993, section 2.1 and the released code): both stages at 2e-5, equal weights, no distillation. Where
     it differs from the released code: "frozen" there means "not in the optimiser", so that stage 2 still runs dropout

@@ -1,4 +1,4 @@
-"""Recipe `elastic`: all exits at once with equal weights, and a gradient that does not grow with depth."""
+"""Recipe `elastic`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Elastic(Joint):
-    """Σ CE_ℓ with gradient equilibrium (ElasticBERT, 2110.07038, section 3.2; Li et al., 1908.06294, section 3.3).
+    """All exits at once with equal weights, and a gradient that does not grow with depth.
+
+    Σ CE_ℓ with gradient equilibrium (ElasticBERT, 2110.07038, section 3.2; Li et al., 1908.06294, section 3.3).
 
     With r exits at or above an exit, the gradient into its states is the average of those of the r losses:
     states × 1/r before the exit branches off, × (r − 1) on the way onward. Heads keep their full gradient. The same

@@ -1,4 +1,4 @@
-"""Recipe `fastbert`: fine-tune the model, then let it teach its exits, without labels."""
+"""Recipe `fastbert`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FastBert(TwoStage):
-    """Phase `fine-tune`: CE of the last exit. Phase `exits`: Σ_{e<E} KL(last ‖ exit e), all but exits 1..E−1 frozen.
+    """Fine-tune the model, then let it teach its exits, without labels.
+
+    Phase `fine-tune`: CE of the last exit. Phase `exits`: Σ_{e<E} KL(last ‖ exit e), all but exits 1..E−1 frozen.
 
     FastBERT (2004.02178, section 3.2; released code): the second phase at ten times the learning rate, temperature 1,
     teacher first in the divergence (the paper writes it the other way round). It needs no labels, so texts of

@@ -1,4 +1,4 @@
-"""Recipe `joint`: the whole model and all exits at once, deep exits weighing more."""
+"""Recipe `joint`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Joint(Recipe):
-    """One phase, nothing frozen: Σ ℓ·CE_ℓ / Σ ℓ over the exits, ℓ the layer of the exit.
+    """The whole model and all exits at once, deep exits weighing more.
+
+    One phase, nothing frozen: Σ ℓ·CE_ℓ / Σ ℓ over the exits, ℓ the layer of the exit.
 
     PABEE (2006.04152, eq. 4). Where it differs: the exits have heads of their own (PABEE's share a pooler), and heads
     learn faster than the encoder, because they start from nothing.

@@ -1,4 +1,4 @@
-"""Recipe `pabee`: all exits at once, deep ones weighing more, behind one shared pooler."""
+"""Recipe `pabee`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pabee(Joint):
-    """Σ ℓ·CE_ℓ / Σ ℓ (PABEE, 2006.04152, eq. 4) with one dense layer for exits 1..E−1.
+    """All exits at once, deep ones weighing more, behind one shared pooler.
+
+    Σ ℓ·CE_ℓ / Σ ℓ (PABEE, 2006.04152, eq. 4) with one dense layer for exits 1..E−1.
 
     In regression CE is the squared error. Where it differs: PABEE's last exit uses the shared pooler too; here it is
     the model's own head, so that the checkpoint stays a plain one. All exits of one batch learn at one learning rate.

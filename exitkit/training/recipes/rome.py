@@ -1,4 +1,4 @@
-"""Recipe `rome`: all exits at once, taught by the last one, whose gradient the others must not work against."""
+"""Recipe `rome`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ ANCHORS = ("last", "exits", "none")
 
 @dataclass(frozen=True)
 class Rome(Recipe):
-    """L = CE_E + Σ_{e<E} [(1 − γ)·CE_e + γ·T²·KL(last ‖ exit e)/C], the last exit detached, with projected gradients.
+    """All exits at once, taught by the last one, whose gradient the others must not work against.
+
+    L = CE_E + Σ_{e<E} [(1 − γ)·CE_e + γ·T²·KL(last ‖ exit e)/C], the last exit detached, with projected gradients.
 
     RomeBERT (2101.09755; released code). γ = 0.9, T = 3. The division by C comes from the released loss, an
     element-wise mean; it keeps the published balance and is written down here so that it does not hide.

@@ -1,4 +1,4 @@
-"""Recipe `smartbert`: gates learn which layers a sequence can do without; then the exits learn what that leaves."""
+"""Recipe `smartbert`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ SHARES = ("skip_rate", "soft", "layer_contrast", "exit_contrast")
 
 @dataclass(frozen=True)
 class SmartBert(Recipe):
-    """Phase `gates`: encoder, a skip gate per layer, last exit. Phase `exits`: exits 1..E−1 behind hard gates, no more.
+    """Gates learn which layers a sequence can do without; then the exits learn what that leaves.
+
+    Phase `gates`: encoder, a skip gate per layer, last exit. Phase `exits`: exits 1..E−1 behind hard gates, no more.
 
     SmartBERT (IJCAI 2023; released code). g is a gate's probability of skipping, u what its layer makes of its input
     h. The first phase reads on (1 − ĝ)·u + ĝ·h: softly (ĝ = g) for the share `soft` of its steps, then as inference

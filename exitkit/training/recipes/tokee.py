@@ -1,4 +1,4 @@
-"""Recipe `tokee`: all exits at once, then once more with words that leave while the model learns."""
+"""Recipe `tokee`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ SUPERVISED = ("live", "all")
 
 @dataclass(frozen=True)
 class Tokee(Joint):
-    """Phase `joint`: Σ ℓ·CE_ℓ / Σ ℓ. Phase `self-sampling`: the same while words leave, as they do at inference.
+    """All exits at once, then once more with words that leave while the model learns.
+
+    Phase `joint`: Σ ℓ·CE_ℓ / Σ ℓ. Phase `self-sampling`: the same while words leave, as they do at inference.
 
     TokEE (Li et al., 2105.13878, sections 3.4 and 4.2; released code). In the second phase every sentence of a batch
     draws a window and a threshold. A word whose window is less uncertain than the threshold stops: its state is copied

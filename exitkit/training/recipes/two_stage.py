@@ -1,4 +1,4 @@
-"""Recipe `two-stage`: fine-tune the model, freeze it, train the exits."""
+"""Recipe `two-stage`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ EXITS = "exits"
 
 @dataclass(frozen=True)
 class TwoStage(Recipe):
-    """First the full model as always, loss CE of the last exit; then Σ CE of exits 1..E−1 with everything else frozen.
+    """Fine-tune the model, freeze it, train the exits.
+
+    First the full model as always, loss CE of the last exit; then Σ CE of exits 1..E−1 with everything else frozen.
 
     DeeBERT's schedule (2004.12993, section 2.1). The full model's answers stay bit for bit those of the first phase,
     or of the fine-tuned classifier that training starts from. Where it differs from the released code: frozen parts
