@@ -170,6 +170,17 @@ def test_a_target_out_of_reach_leaves_everything_as_it_was(artifact: Path) -> No
     assert (artifact / "policy.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize(("high", "warns"), [(0.9, True), (1.1, False)])
+def test_a_setting_that_saves_work_but_no_time_is_said(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, high: float, warns: bool
+) -> None:
+    monkeypatch.setattr("exitkit.clock.Times.speedup_interval", lambda *_: (0.8, high))
+    given = [str(part) for part in ("calibrate", artifact, "--target-speedup", "1.2x", "--currency", "layers")]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0
+    assert ("takes longer than the full model" in done.stderr) == warns
+
+
 def test_max_drop_gives_the_fastest_setting_within_it(artifact: Path) -> None:
     result = run("calibrate", artifact, "--max-drop", 0.02, "--currency", "layers")
     assert result["feasible"]

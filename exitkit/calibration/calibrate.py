@@ -203,6 +203,13 @@ def _confirm(
     }
     if not feasible:
         result["advice"] = _advice(name, found, settings)
+    if feasible and live.time_ci[1] < 1:
+        log.warning(
+            "this setting takes longer than the full model here: %.2fx in time (95 %%: %.2f to %.2f). It saves work "
+            "that the clock does not see; try larger batches, or --currency time",
+            live.speedup["time"],
+            *live.time_ci,
+        )
     if len(study.rows) < FEW_ROWS:
         log.warning("only %d calibration rows: thresholds and scores are uncertain", len(study.rows))
     return result, live, found

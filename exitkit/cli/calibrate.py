@@ -49,7 +49,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         result["metric"],
         f"{100 * result['score']:.1f} %, full model {100 * result['full_score']:.1f} %, "
         + (f"its last exit behind gates {100 * result['gated_score']:.1f} %, " if "gated_score" in result else "")
-        + f"agreement {100 * result['agreement']:.1f} %",
+        + f"agreement on {100 * result['agreement']:.1f} % of units",
     )
     table.add_row("units per exit", "  ".join(map(str, result["exit_histogram"])))
     table.add_row("rows", f"{result['rows']} of {result['split']}")

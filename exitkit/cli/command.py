@@ -36,6 +36,7 @@ def command(
     succeeded: Callable[[dict[str, Any]], bool] = lambda result: True,
     json_needs: str | None = None,
     needs: tuple[str, ...] = (),
+    then: str | None = None,
 ) -> None:
     """Add a command whose options are the fields of `model`.
 
@@ -49,6 +50,7 @@ def command(
         succeeded: whether a result that was printed ends with exit code 0 or 1.
         json_needs: an option that `--json` cannot do without, because stdout is taken.
         needs: fields that must be given; checked here so that a missing one is said before torch is loaded.
+        then: what people would run next, with the names of fields in braces; printed after the result.
     """
 
     def body(**given: Any) -> None:
@@ -65,6 +67,8 @@ def command(
                 write_json(result)
             else:
                 show(result, console)
+                if then is not None:
+                    console.print("next:", then.format_map(vars(settings)), highlight=False, soft_wrap=True)
             if not succeeded(result):
                 raise typer.Exit(1)
 

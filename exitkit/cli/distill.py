@@ -30,7 +30,16 @@ Four narrow layers, from states and attention, then from answers:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "distill", DistillConfig, run, show, help=HELP, needs=("teacher", "output"))
+    command(
+        app,
+        "distill",
+        DistillConfig,
+        run,
+        show,
+        help=HELP,
+        needs=("teacher", "output"),
+        then="exitkit calibrate {output} --target-speedup 2x",
+    )
 
 
 def run(settings: DistillConfig) -> dict[str, Any]:
@@ -60,6 +69,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_row("", "teacher", f"{100 * result['teacher']['score']:.1f} %", "")
     console.print(table)
     console.print(
-        f"distilled in {result['train_seconds']:.0f} s ({result['samples_per_second']:.0f} rows a second); "
-        "next: exitkit calibrate DIR --target-speedup 2x"
+        f"distilled in {result['train_seconds']:.0f} s ({result['samples_per_second']:.0f} rows a second)",
+        highlight=False,
     )

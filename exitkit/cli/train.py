@@ -22,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
         run,
         show,
         needs=("model", "output"),
+        then="exitkit calibrate {output} --target-speedup 2x",
         help="Put exits into an encoder and train both.\n\n"
         "  exitkit train --model sentence-transformers/all-MiniLM-L6-v2 --data reviews.csv --output runs/reviews",
     )
@@ -50,6 +51,6 @@ def show(result: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     console.print(
-        f"trained in {result['train_seconds']:.0f} s ({result['samples_per_second']:.0f} rows a second); "
-        "next: exitkit calibrate DIR --target-speedup 2x"
+        f"trained in {result['train_seconds']:.0f} s ({result['samples_per_second']:.0f} rows a second)",
+        highlight=False,
     )
