@@ -26,11 +26,17 @@ class Reads:
     answers: bool = True  # the teacher's logits
     hidden: tuple[tuple[int, int], ...] = ()  # (layer of the student, layer of the teacher) whose states are compared
     scores: tuple[tuple[int, int], ...] = ()  # likewise for attention scores before the softmax
+    vectors: tuple[tuple[int, int], ...] = ()  # likewise for queries, keys and values
 
     @property
     def inside(self) -> bool:
         """Whether they look into the teacher, token by token."""
-        return bool(self.hidden or self.scores)
+        return bool(self.hidden or self.attention)
+
+    @property
+    def attention(self) -> bool:
+        """Whether they look at what attention multiplies."""
+        return bool(self.scores or self.vectors)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Lesson:
     logits: Tensor | None  # [U, C] of the teacher
     hidden: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, d], teacher's [T, d']) for every pair of layers
     scores: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [P, H], teacher's [P, H']), P pairs of tokens
+    vectors: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, 3, d], teacher's [T, 3, d'])
+    lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in the order of T
 
 
 class Distiller(Recipe):

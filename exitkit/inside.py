@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
 from exitkit.attention import scores
@@ -13,7 +14,7 @@ from exitkit.stream import Stream
 
 
 class Inside:
-    """Writes down states and attention scores of some layers. Its methods are the hooks of `loop.full_pass`.
+    """Writes down what is inside some layers. Its methods are the hooks of `loop.full_pass`.
 
     Everything is in packed order, without padding, and keeps its gradient.
 
@@ -21,27 +22,35 @@ class Inside:
         encoder: of the model that runs.
         hidden: layers (from 1) whose states are written down; 0 is what the first layer reads.
         scores: layers whose attention scores before the softmax are.
+        vectors: layers whose queries, keys and values are.
     """
 
-    def __init__(self, encoder: Encoder, hidden: Collection[int], scores: Collection[int]) -> None:
+    def __init__(
+        self, encoder: Encoder, hidden: Collection[int], scores: Collection[int], vectors: Collection[int] = ()
+    ) -> None:
         self.encoder = encoder
+        self.lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in packed order
         self.hidden: dict[int, Tensor | None] = dict.fromkeys(hidden)  # [T, d]
         self.scores: dict[int, Tensor | None] = dict.fromkeys(scores)  # [P, H]
+        self.vectors: dict[int, Tensor | None] = dict.fromkeys(vectors)  # [T, 3, d]
 
     def embedded(self, stream: Stream) -> Stream:
         """Before the first layer."""
+        self.lengths = stream.lengths
         if 0 in self.hidden:
             self.hidden[0] = stream.hidden
         return stream
 
     def between(self, index: int, before: Stream, after: Stream) -> Stream:
         """After layer `index` (from 0)."""
-        if index + 1 in self.scores:
+        if index + 1 in self.scores or index + 1 in self.vectors:
             parts = self.encoder.attention_inputs(index, before)
             if parts is None:
                 raise UsageError("this family does not tell what its attention multiplies.")
-            query, key, _ = parts
-            self.scores[index + 1] = scores(query, key, before)
+            if index + 1 in self.scores:
+                self.scores[index + 1] = scores(*parts[:2], before)
+            if index + 1 in self.vectors:
+                self.vectors[index + 1] = torch.stack([part.flatten(1) for part in parts], dim=1)
         if index + 1 in self.hidden:
             self.hidden[index + 1] = after.hidden
         return after
@@ -53,6 +62,10 @@ class Inside:
     def attention(self, layer: int) -> Tensor:
         """The attention scores of a layer: [P, H]."""
         return _there(self.scores[layer])
+
+    def attended(self, layer: int) -> Tensor:
+        """Queries, keys and values of a layer side by side: [T, 3, d]."""
+        return _there(self.vectors[layer])
 
 
 def _there(found: Tensor | None) -> Tensor:

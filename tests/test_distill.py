@@ -165,12 +165,13 @@ def test_a_metric_that_needs_labels_needs_them(trained: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["regression", "multi-label"])
 def test_other_tasks_are_distilled_too(kind: str, encoder: Path, tmp_path: Path) -> None:
-    """With labels from answers, without from layers."""
+    """With labels from answers, without from layers or relations."""
     texts = read("demo:reviews", "train[:80]").data["text"][:]
     labels = [len(text) / 40 for text in texts] if kind == "regression" else [["a"], ["a", "b"], []] * 26 + [["b"]] * 2
     rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     exitkit.train(model=str(encoder), data=rows, output=tmp_path / "teacher", epochs=0.5)
-    for method, data in (("logits", rows), ("layers", [{"text": text} for text in texts])):
+    bare = [{"text": text} for text in texts]
+    for method, data in (("logits", rows), ("layers", bare), ("minilm", bare)):
         folder = tmp_path / method
         report = exitkit.distill(
             teacher=str(tmp_path / "teacher"),
@@ -274,6 +275,6 @@ def test_the_method_of_the_guide_is_a_plugin(trained: Path, tmp_path: Path, monk
 
 def test_methods_are_listed_with_their_options() -> None:
     rows = {row["name"]: row for row in cli("methods")["methods"]}
-    assert {"logits", "layers"} <= set(rows)
+    assert {"logits", "layers", "minilm"} <= set(rows)
     assert "layer_map = uniform" in rows["layers"]["options"]
     assert all(issubclass(installed().distiller(name), Distiller) for name in rows)

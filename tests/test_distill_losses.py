@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from exitkit.attention import scores
 from exitkit.distillation.layer_map import layer_map
-from exitkit.distillation.losses import answer_losses, hidden_loss, scores_loss
+from exitkit.distillation.losses import answer_losses, hidden_loss, relations_loss, scores_loss
 from exitkit.distillation.methods.layers import Layers
 from exitkit.distillation.methods.logits import Logits
+from exitkit.distillation.methods.minilm import MiniLM, relation_heads
 from exitkit.distiller import Lesson, Reads
 from exitkit.errors import UsageError
 from exitkit.inside import Inside
@@ -105,6 +106,56 @@ def test_scores_are_compared_head_by_head_or_by_their_mean() -> None:
     assert scores_loss(student, torch.tensor([[1.0], [3.0]])).item() == pytest.approx(((2 - 1) ** 2 + 9) / 2)
 
 
+def test_relations_are_compared_between_the_tokens_of_a_sequence() -> None:
+    """By hand: two sequences of two tokens and one, one relation head; only queries of the first relate differently."""
+    student, teacher = torch.zeros(3, 3, 1), torch.zeros(3, 3, 4)
+    student[0, 0], student[1, 0] = 1.0, 2.0  # products [[1, 2], [2, 4]] over √1
+    teacher[0, 0, 0], teacher[1, 0, 0] = 2.0, -2.0  # products [[4, -4], [-4, 4]] over √4
+    teacher[2] = 7.0  # a sequence of one token relates to nothing else
+
+    def divergence(p: float, q: float) -> float:
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+    def first(difference: float) -> float:
+        return 1 / (1 + math.exp(-difference))
+
+    by_hand = (divergence(first(4), first(-1)) + divergence(first(-4), first(-2))) / 3
+    assert relations_loss(student, teacher, (2, 1), 1).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_relation_heads_are_compared_one_by_one() -> None:
+    torch.manual_seed(0)
+    own, theirs = torch.randn(5, 3, 4), torch.randn(5, 3, 6)
+    halves = [relations_loss(own[..., a : a + 2], theirs[..., b : b + 3], (2, 3), 1) for a, b in ((0, 0), (2, 3))]
+    assert relations_loss(own, theirs, (2, 3), 2).item() == pytest.approx(sum(halves).item() / 2, rel=1e-5)
+    assert relations_loss(own, own, (2, 3), 2).item() == pytest.approx(0, abs=1e-6)
+    together = relations_loss(own, theirs, (2, 3), 2)
+    parts = ((slice(2), (2,)), (slice(2, 5), (3,)))
+    apart = [relations_loss(own[part], theirs[part], lengths, 2) for part, lengths in parts]
+    assert together.item() == pytest.approx((2 * apart[0] + 3 * apart[1]).item() / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "found"),
+    [(384, 384, 24), (192, 384, 12), (384, 768, 24), (16, 32, 1), (40, 60, 2), (8, 8, 1)],
+)
+def test_relation_heads_divide_both_widths(student: int, teacher: int, found: int) -> None:
+    assert relation_heads(student, teacher) == found
+
+
+def test_what_minilm_reads_is_one_layer_of_each() -> None:
+    student, teacher = Shape(3, 3, 2, 8, "classification"), Shape(6, 6, 2, 12, "classification")
+    assert MiniLM().reads("relations", student, teacher) == Reads(False, vectors=((3, 6),))
+    assert MiniLM(layer=5).reads("relations", student, teacher).vectors == ((3, 5),)
+    assert MiniLM().reads("answers", student, teacher) == Reads()
+    with pytest.raises(UsageError, match="no layer 7; it has layers 1 to 6"):
+        MiniLM(layer=7).reads("relations", student, teacher)
+    with pytest.raises(UsageError, match="3 does not divide both widths, 8 of the student and 12 of the teacher"):
+        MiniLM(relation_heads=3).reads("relations", student, teacher)
+    with pytest.raises(UsageError, match=r"method\.layer: -1 is negative"):
+        MiniLM(layer=-1)
+
+
 def test_the_layers_phase_is_the_plain_sum_of_its_pairs() -> None:
     model, (a, b) = tiny_model(), (torch.ones(2, 3), torch.zeros(2, 3))
     lesson = Lesson(None, hidden=((a, b), (a, 3 * a)), scores=((a, 2 * a),))
@@ -156,7 +207,7 @@ def test_maps_that_mean_nothing_are_refused(text: str, student: int, words: str)
 
 @pytest.mark.parametrize("options", [{"hard": 1.5}, {"temperature": 0.0}, {"loss": "sof"}])
 def test_options_that_mean_nothing_are_refused(options: dict) -> None:
-    for method in (Logits, Layers):
+    for method in (Logits, Layers, MiniLM):
         with pytest.raises(UsageError, match=f"method.{next(iter(options))}"):
             method(**options)
 
@@ -193,12 +244,13 @@ def test_padding_never_enters_what_is_compared() -> None:
     wide["input_ids"][1, 3:] = 17
 
     def inside(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        notes = Inside(model.encoder, [0, 4], [1, 4])
+        notes = Inside(model.encoder, [0, 4], [1, 4], [4])
         full_pass(model, given, notes.embedded, notes.between)
-        return [notes.states(0), notes.states(4), notes.attention(1), notes.attention(4)]
+        assert notes.lengths == (3, 5)
+        return [notes.states(0), notes.states(4), notes.attention(1), notes.attention(4), notes.attended(4)]
 
     narrow = inside(rows)
-    assert [len(part) for part in narrow] == [8, 8, 34, 34]
+    assert [len(part) for part in narrow] == [8, 8, 34, 34, 8]
     assert all(torch.equal(a, b) for a, b in zip(narrow, inside(wide), strict=True))
 
 

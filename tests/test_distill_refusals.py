@@ -111,7 +111,15 @@ BAD: dict[str, tuple[Make, str]] = {
     ),
     "a family that tells no attention": (
         lambda t, e, h: ["--teacher", unsupported(h / "a", e), "--student", e, "--method", "layers"],
-        "family 'albert' does not tell",
+        "family 'albert' does not tell .*method.attention=false",
+    ),
+    "a family that tells no relations": (
+        lambda t, e, h: ["--teacher", unsupported(h / "a", e), "--student", e, "--method", "minilm"],
+        "family 'albert' does not tell .*--method logits",
+    ),
+    "relation heads that do not divide": (
+        flags("--method", "minilm", "--set", "method.relation_heads=5"),
+        "method.relation_heads: 5 does not divide",
     ),
     "a wrong number of names": (flags("--label-names", "a,b,c"), "the teacher has 2 labels"),
 }

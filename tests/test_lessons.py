@@ -26,7 +26,7 @@ from exitkit.training.recipes.joint import Joint
 
 CPU = torch.device("cpu")
 READS = {
-    "inside": Reads(answers=False, hidden=((0, 0), (1, 2), (2, 4)), scores=((1, 2), (2, 4))),
+    "inside": Reads(answers=False, hidden=((0, 0), (1, 2), (2, 4)), scores=((1, 2), (2, 4)), vectors=((2, 4),)),
     "answers": Reads(),
 }
 
@@ -61,17 +61,19 @@ WHOLE, NOTHING = 10**9, 0
 
 @pytest.mark.parametrize("budget", [WHOLE, NOTHING, 60_000])
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(budget: int, teacher, tmp_path: Path) -> None:
-    same = {"inside": Reads(False, ((0, 0), (3, 3), (4, 4)), ((1, 1), (4, 4)))}
+    same = {"inside": Reads(False, ((0, 0), (3, 3), (4, 4)), ((1, 1), (4, 4)), ((4, 4), (2, 2)))}
     tutor = lessons([teacher], tmp_path, budget, same)
     lesson, _ = taught(tutor, "inside", ROWS)
     assert len(lesson.hidden) == 3
     assert len(lesson.scores) == 2
-    for own, theirs in (*lesson.hidden, *lesson.scores):
+    for own, theirs in (*lesson.hidden, *lesson.scores, *lesson.vectors):
         assert own.shape == theirs.shape
         assert torch.allclose(own, theirs, atol=1e-5)
     tokens = sum(tutor.lengths[row] for row in ROWS)
     assert lesson.hidden[0][1].shape == (tokens, 32)
     assert lesson.scores[0][1].shape == (sum(tutor.lengths[row] ** 2 for row in ROWS), 2)
+    assert lesson.vectors[0][1].shape == (tokens, 3, 32)
+    assert list(lesson.lengths) == sorted(tutor.lengths[row] for row in ROWS)
 
 
 def test_with_and_without_cache_the_lesson_is_the_same_to_rounding(teacher, tmp_path: Path) -> None:
@@ -151,9 +153,9 @@ def test_unlabelled_rows_come_after_labelled_ones_and_say_so(teacher) -> None:
 
 
 def test_a_record_is_one_vector_of_its_parts() -> None:
-    layout = Layout(classes=3, width=4, heads=2, hidden=(0, 5), scores=(5,))
-    assert layout.parts(6) == [3, 24, 24, 72]
-    assert layout.size(6) == 123
+    layout = Layout(classes=3, width=4, heads=2, hidden=(0, 5), scores=(5,), vectors=(5,))
+    assert layout.parts(6) == [3, 24, 24, 72, 72]
+    assert layout.size(6) == 195
 
 
 # --- on disk

@@ -307,18 +307,19 @@ def _plan(
             "--teacher, or use --method logits."
         )
     for of_phase in reads.values():
-        if of_phase.scores:
-            _tells_attention(name, teachers[0].model, registry)
-            _tells_attention(name, model, registry)
+        if of_phase.attention:
+            for looked_into in (teachers[0].model, model):
+                _tells_attention(name, method, looked_into, registry)
     return Plan(name, method, phases, reads)
 
 
-def _tells_attention(name: str, model: ExitModel, registry: Registry) -> None:
+def _tells_attention(name: str, method: Distiller, model: ExitModel, registry: Registry) -> None:
     if not model.encoder.cuts:
+        without = "Without attention: --set method.attention=false." if hasattr(method, "attention") else ""
         known = ", ".join(one for one in registry.names("model type") if registry.encoder(one).cuts)
         raise UsageError(
-            f"--method {name} compares attention scores, and family '{model.stock.config.model_type}' does not tell "
-            f"them; these do: {known}. Without attention: --set method.attention=false."
+            f"--method {name} compares what attention multiplies, and family '{model.stock.config.model_type}' does "
+            f"not tell that; these do: {known}. {without or 'Use --method logits.'}"
         )
 
 
@@ -391,6 +392,7 @@ def _did(work: Work, lessons: Lessons) -> dict[str, Any]:
                 "answers": plan.reads[phase.name].answers,
                 "hidden": [list(pair) for pair in plan.reads[phase.name].hidden],
                 "scores": [list(pair) for pair in plan.reads[phase.name].scores],
+                "vectors": [list(pair) for pair in plan.reads[phase.name].vectors],
                 "cached": lessons.told(phase.name),
             }
             for phase in plan.phases

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,24 @@ from exitkit.stream import packing_order
 
 @dataclass(frozen=True)
 class Layout:
-    """The record of a row, as one vector: logits, states layer by layer, attention scores layer by layer."""
+    """The record of a row, as one vector: logits, then layer by layer states, attention scores, queries and keys."""
 
     classes: int  # C; 0 when answers are not read
     width: int  # d of the teacher
     heads: int  # H of the teacher
     hidden: tuple[int, ...]  # the teacher's layers
     scores: tuple[int, ...]
+    vectors: tuple[int, ...] = ()
 
     def parts(self, tokens: int) -> list[int]:
         """Numbers in each part of the record of a row of so many tokens."""
         states, pairs = tokens * self.width, tokens**2 * self.heads
-        return [self.classes, *(states for _ in self.hidden), *(pairs for _ in self.scores)]
+        return [
+            self.classes,
+            *(states for _ in self.hidden),
+            *(pairs for _ in self.scores),
+            *(3 * states for _ in self.vectors),
+        ]
 
     def size(self, tokens: int) -> int:
         """Numbers in a record."""
@@ -89,7 +96,7 @@ class Lessons:
     def notes(self, phase: str) -> Inside:
         """An empty record of what a phase looks at inside the student."""
         read = self.reads[phase]
-        return Inside(self.student, [own for own, _ in read.hidden], [own for own, _ in read.scores])
+        return Inside(self.student, *([own for own, _ in pairs] for pairs in (read.hidden, read.scores, read.vectors)))
 
     def lesson(self, phase: str, rows: Tensor, mask: Tensor, own: Inside) -> Lesson:
         """What the teachers say of rows [B] with the student's mask [B, N], beside the student's notes."""
@@ -102,15 +109,19 @@ class Lessons:
             torch.split(records[place], one.parts(self.lengths[numbers[place]]))
             for place in packing_order(mask.sum(dim=1).tolist())
         ]
-        states, scores = 1, 1 + len(one.hidden)  # where these parts begin
-        hidden = {t: torch.cat([r[states + n] for r in packed]).view(-1, one.width) for n, t in enumerate(one.hidden)}
-        attention = {
-            t: torch.cat([r[scores + n] for r in packed]).view(-1, one.heads) for n, t in enumerate(one.scores)
-        }
+        parts = iter(range(1, len(one.parts(0))))
+
+        def of(layers: tuple[int, ...], *shape: int) -> dict[int, Tensor]:
+            here = zip(layers, islice(parts, len(layers)), strict=True)
+            return {layer: torch.cat([record[part] for record in packed]).view(-1, *shape) for layer, part in here}
+
+        hidden, scores, vectors = of(one.hidden, one.width), of(one.scores, one.heads), of(one.vectors, 3, one.width)
         return Lesson(
             logits,
             tuple((own.states(ours), hidden[theirs]) for ours, theirs in read.hidden),
-            tuple((own.attention(ours), attention[theirs]) for ours, theirs in read.scores),
+            tuple((own.attention(ours), scores[theirs]) for ours, theirs in read.scores),
+            tuple((own.attended(ours), vectors[theirs]) for ours, theirs in read.vectors),
+            own.lengths,
         )
 
     def records(self, phase: str, rows: list[int]) -> list[Tensor]:
@@ -136,20 +147,21 @@ class Lessons:
                 said = [teacher.answer(self._batch(number, rows)) for number, teacher in enumerate(self.teachers)]
                 for record, logits in zip(found, torch.stack(said).mean(dim=0), strict=True):
                     record.append(logits)
-            if one.hidden or one.scores:
+            if len(one.parts(0)) > 1:
                 self._look(one, rows, found)
         return [torch.cat(record) for record in found]
 
     def _look(self, one: Layout, rows: list[int], found: list[list[Tensor]]) -> None:
         """Add to the records what is inside the teacher."""
         model = self.teachers[0].model
-        notes = Inside(model.encoder, one.hidden, one.scores)
+        notes = Inside(model.encoder, one.hidden, one.scores, one.vectors)
         full_pass(model, self._batch(0, rows), notes.embedded, notes.between)
         lengths = [self.lengths[row] for row in rows]
         order = packing_order(lengths)
         ordered = [lengths[place] for place in order]
         parts = [torch.split(notes.states(layer), ordered) for layer in one.hidden]
         parts += [torch.split(notes.attention(layer), [tokens**2 for tokens in ordered]) for layer in one.scores]
+        parts += [torch.split(notes.attended(layer), ordered) for layer in one.vectors]
         for pieces in parts:
             for place, piece in zip(order, pieces, strict=True):
                 found[place].append(piece.float().flatten())
@@ -176,8 +188,9 @@ def layout(teacher: Teacher, reads: Reads) -> Layout:
     config = teacher.model.stock.config
     return Layout(
         classes=teacher.model.shape.labels if reads.answers else 0,
-        width=teacher.model.shape.width if reads.hidden else 0,
+        width=teacher.model.shape.width if reads.hidden or reads.vectors else 0,
         heads=int(config.num_attention_heads) if reads.scores else 0,
         hidden=tuple(sorted({theirs for _, theirs in reads.hidden})),
         scores=tuple(sorted({theirs for _, theirs in reads.scores})),
+        vectors=tuple(sorted({theirs for _, theirs in reads.vectors})),
     )
