@@ -245,6 +245,10 @@ class DistillConfig(Training):
     student_width: Annotated[
         int | None, Field(ge=1), flag("Width of the student, whole attention heads (default: the teacher's).")
     ] = None
+    target_speedup: Annotated[
+        Speedup | None,
+        flag("Choose the size by the clock: a student that is so much faster than the teacher at full depth (3x)."),
+    ] = None
     student: Annotated[
         str | None, flag("Instead of a size: a config.json to build the student from, or a model to start from.")
     ] = None
@@ -266,8 +270,12 @@ class DistillConfig(Training):
 
     @model_validator(mode="after")
     def _one_shape(self) -> DistillConfig:
-        if self.student is not None and (self.student_layers or self.student_width):
-            raise ValueError("--student brings its own size; leave out --student-layers and --student-width")
+        if self.student is not None and (self.student_layers or self.student_width or self.target_speedup):
+            raise ValueError(
+                "--student brings its own size; leave out --student-layers, --student-width and --target-speedup"
+            )
+        if self.target_speedup and self.student_layers and self.student_width:
+            raise ValueError("--target-speedup chooses layers or width; leave out --student-layers or --student-width")
         if self.no_exits and self.exits is not None:
             raise ValueError("--no-exits and --exits exclude each other")
         return self

@@ -21,6 +21,8 @@ from exitkit.data.batches import encode, limit
 from exitkit.data.columns import Columns, LabelUse
 from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
+from exitkit.distillation import fit
+from exitkit.distillation.fit import Fit
 from exitkit.distillation.lessons import Lessons
 from exitkit.distillation.student import Student, new_student, start
 from exitkit.distillation.student import told as told_of_student
@@ -34,7 +36,7 @@ from exitkit.recipe import Phase
 from exitkit.tasks import Answers, Regression, Task, needs_labels
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import card_of, exit_logits, publish, report_of, score_exits, speed
-from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
+from exitkit.training.partial import TRAINING, check_output, finish_phase, finished_phase, open_partial, same_run
 from exitkit.training.phases import Job, check, run_phases
 from exitkit.training.train import class_weights, unlabelled_rows
 
@@ -67,6 +69,7 @@ class Work:
     said: Answers  # the teachers' of the rows that exits are scored on
     job: Job
     encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer has them
+    size: Fit | None  # where it follows from a speed-up
 
     def content(self) -> dict[str, str]:
         """Content hashes of what a resumed run must find again."""
@@ -96,10 +99,10 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     if settings.data is None and settings.unlabelled is None:
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
     partial = _check_output(settings)
-    return _learn(_checked(settings), partial)
+    return _learn(_checked(settings, partial), partial)
 
 
-def _checked(settings: DistillConfig) -> Work:
+def _checked(settings: DistillConfig, partial: Path) -> Work:
     """Everything that a run needs, loaded and found to fit together; nothing is written.
 
     Raises UsageError: it does not.
@@ -114,8 +117,10 @@ def _checked(settings: DistillConfig) -> Work:
         raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
     weights = class_weights(settings.class_weights, data.train)
     said = _teacher_answers(teachers, data.evaluation, data.task, device)
+    size = _size(settings, partial, teachers[0], data, registry)
+    sized = settings if size is None else size.settings(settings)
     set_seed(settings.seed)
-    student = new_student(settings, teachers[0], data.task, _scale(data, said), registry)
+    student = new_student(sized, teachers[0], data.task, _scale(data, said), registry)
     plan = _plan(name, method, epochs, settings, student, teachers, registry)
     longest, teachers = _lengths(settings, student, teachers)
     model, tokenizer = student.model.to(device), student.tokenizer
@@ -123,7 +128,7 @@ def _checked(settings: DistillConfig) -> Work:
     check(job, plan.phases)
     encoded = [_encoded(job, teacher.tokenizer, teacher.max_length) for teacher in teachers]
     _check_positions(plan, job, encoded[0], teachers[0])
-    return Work(settings, plan, teachers, student, data, metric, said, job, encoded)
+    return Work(settings, plan, teachers, student, data, metric, said, job, encoded, size)
 
 
 def _learn(work: Work, partial: Path) -> dict[str, Any]:
@@ -131,6 +136,8 @@ def _learn(work: Work, partial: Path) -> dict[str, Any]:
     settings, student, data, job = work.settings, work.student, work.data, work.job
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, work.content())
+    if work.size is not None:
+        work.size.write(folder)
     started = _start(work, folder / START)
     lessons = Lessons(
         work.teachers,
@@ -155,6 +162,16 @@ def _learn(work: Work, partial: Path) -> dict[str, Any]:
     assert settings.output is not None
     publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
     return report
+
+
+def _size(
+    settings: DistillConfig, partial: Path, teacher: Teacher, data: TrainingData, registry: Registry
+) -> Fit | None:
+    """What a target makes of the student: measured, or as an interrupted run has it."""
+    if settings.target_speedup is None:
+        return None
+    before = fit.read(partial / TRAINING) if settings.resume else None
+    return before or fit.fit(settings, teacher, data.train, data.task, registry)
 
 
 def _check_output(settings: DistillConfig) -> Path:
@@ -380,7 +397,10 @@ def _did(work: Work, lessons: Lessons) -> dict[str, Any]:
             for teacher in teachers
         ],
         "teacher": scored,  # of all teachers together, on the rows that exits are scored on
-        "student": told_of_student(work.student, teachers[0]),
+        "student": {
+            **told_of_student(work.student, teachers[0]),
+            **({} if work.size is None else {"speedup": work.size.speedup()}),
+        },
         "learned_from": {
             "labelled": len(data.train) - bare,
             "unlabelled": bare + more,

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -67,11 +68,10 @@ def new_student(settings: DistillConfig, teacher: Teacher, task: Task, scale: fl
         begun = starting_model(settings.student, task, exits, pooling, registry, scale, "--student")
         return Student(begun.model, begun.tokenizer, "none")
     source = settings.student
-    config = _resized(settings, teacher, registry) if source is None else _config(Path(source))
+    config = resized(settings, teacher, registry) if source is None else _config(Path(source))
     encoder = registry.encoder(config.model_type)
     how = _extraction(settings, config, encoder, teacher, registry)
-    config = _for_task(config, task)
-    stock = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    stock = _random(config, task)
     every = range(1, len(encoder(stock).blocks) + 1)
     model = ExitModel(stock, encoder, every if exits is None else exits, pooling, scale)
     why = None if how == "none" else misfit(model, teacher.model)
@@ -80,6 +80,17 @@ def new_student(settings: DistillConfig, teacher: Teacher, task: Task, scale: fl
             f"the student cannot be cut out of the teacher: {why} Or start from random weights: --extract none."
         )
     return Student(model, teacher.tokenizer, how)
+
+
+def bare(config: PreTrainedConfig, encoder: type[Encoder], task: Task) -> ExitModel:
+    """A model with random weights and its last exit only, to be timed."""
+    stock = _random(config, task)
+    return ExitModel(stock, encoder, [len(encoder(stock).blocks)], "mean").eval()
+
+
+def _random(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    made: PreTrainedModel = AutoModelForSequenceClassification.from_config(_for_task(config, task), dtype=torch.float32)
+    return made
 
 
 def start(student: Student, teacher: Teacher, rows: Rows, task: Task, seed: int) -> None:
@@ -107,7 +118,7 @@ def _judged(rows: Rows, teacher: Teacher) -> Iterator[tuple[Batch, Tensor | None
             advance(len(on_device["input_ids"]))
 
 
-def _resized(settings: DistillConfig, teacher: Teacher, registry: Registry) -> PreTrainedConfig:
+def resized(settings: DistillConfig, teacher: Teacher, registry: Registry) -> PreTrainedConfig:
     """The teacher's config in the size asked for: half its layers and all of its width, if nothing is said."""
     encoder = teacher.model.encoder
     _can_cut(type(encoder), teacher, registry)

@@ -1,0 +1,190 @@
+"""The size of a student from a speed-up: what fits into the time, by the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exitkit import clock
+from exitkit.artifact import write_text
+from exitkit.calibration import layer_time
+from exitkit.calibration.calibrate import REACHED
+from exitkit.config import DistillConfig
+from exitkit.data.batches import batches, encode
+from exitkit.data.sources import Rows
+from exitkit.distillation.student import bare, resized
+from exitkit.distillation.teacher import Teacher
+from exitkit.errors import UsageError
+from exitkit.loop import run
+from exitkit.model import ExitModel
+from exitkit.plugins import Registry
+from exitkit.progress import bar
+from exitkit.settings import schedule
+from exitkit.stream import Batch
+from exitkit.tasks import Task
+
+log = logging.getLogger("exitkit")
+
+FILE = "fit.json"
+BATCH = 32
+MOST_BATCHES = 16
+ROUNDS = 3
+LEAST_LAYERS = 2
+MOST_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A size and how much faster than the teacher it is, both at full depth, in packed batches of 32."""
+
+    layers: int
+    width: int
+    target: float
+    predicted: float  # from the table of layer times
+    measured: float  # on the clock, interleaved with the teacher
+    measured_ci: tuple[float, float]
+
+    def speedup(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "target": self.target,
+            "predicted": self.predicted,
+            "measured": self.measured,
+            "measured_ci": list(self.measured_ci),
+            "batch_size": BATCH,
+        }
+
+    def settings(self, settings: DistillConfig) -> DistillConfig:
+        """The configuration with this size."""
+        return settings.model_copy(update={"student_layers": self.layers, "student_width": self.width})
+
+    def write(self, folder: Path) -> None:
+        """Keep it, so that a resumed run builds the same student whatever the clock says by then."""
+        write_text(folder / FILE, json.dumps(dataclasses.asdict(self)))
+
+
+def read(folder: Path) -> Fit | None:
+    """The size that an interrupted run had settled on."""
+    try:
+        plain = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return Fit(**{**plain, "measured_ci": tuple(plain["measured_ci"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def fit(settings: DistillConfig, teacher: Teacher, rows: Rows, task: Task, registry: Registry) -> Fit:
+    """The largest student that is as much faster than its teacher as `settings.target_speedup` says.
+
+    It keeps the teacher's width and as many layers as fit into the time. If fewer than two do, it gets the largest
+    width at which two or more fit. What is given of --student-layers and --student-width stays. The choice comes from a
+    measured table of layer times and is confirmed on the clock; if that says less, a layer is taken away.
+
+    Args:
+        settings: with a target, and without a student that has a size of its own.
+        teacher: whose family the student is of.
+        rows: to measure on; at most 512 are.
+        task: what the student answers.
+        registry: knows the families.
+
+    Raises:
+        UsageError: nothing that small can be built, or nothing can be cut out of the teacher's family.
+    """
+    target = settings.target_speedup
+    assert target is not None
+    timed = _timed(rows, teacher, settings.seed)
+    clock_ = _Clock(settings, teacher, timed, task, registry)
+    theirs, per_head = teacher.model.shape, _per_head(teacher)
+    fewest = settings.student_layers or min(LEAST_LAYERS, theirs.layers)
+    most = settings.student_layers or theirs.layers
+    widths = [settings.student_width] if settings.student_width else range(theirs.width, 0, -per_head)
+    for width in widths:
+        speeds = {layers: clock_.predicted(layers, width) for layers in range(most, fewest - 1, -1)}
+        layers = next((layers for layers, speed in speeds.items() if speed >= target), None)
+        if layers is not None:
+            return _confirmed(clock_, target, layers, width, fewest)
+    raise UsageError(
+        f"--target-speedup {target:g}x: the smallest student, {fewest} layers of width {widths[-1]}, is "
+        f"{clock_.predicted(fewest, widths[-1]):.2f}x as fast as the teacher here. Ask for less, allow fewer "
+        "--student-layers, or add exits: exitkit calibrate speeds up the student once more."
+    )
+
+
+def _confirmed(clock_: _Clock, target: float, layers: int, width: int, fewest: int) -> Fit:
+    """The size, timed beside the teacher; with a layer less as long as the clock asks for it."""
+    for _ in range(MOST_TRIES):
+        found = clock_.measured(target, layers, width)
+        if found.measured >= REACHED * target or layers == fewest:
+            break
+        layers -= 1
+    if found.measured < REACHED * target:
+        log.warning(
+            "the student is %.2fx as fast as its teacher here, not %gx: the table of layer times promised %.2fx",
+            found.measured,
+            target,
+            found.predicted,
+        )
+    log.info("%d layers of width %d: %.2fx as fast as the teacher", found.layers, found.width, found.measured)
+    return found
+
+
+class _Clock:
+    """Tells how much faster than the teacher a student of some size is."""
+
+    def __init__(
+        self, settings: DistillConfig, teacher: Teacher, timed: list[Batch], task: Task, registry: Registry
+    ) -> None:
+        self.settings, self.teacher, self.timed, self.task, self.registry = settings, teacher, timed, task, registry
+        self.sequences = np.array([float(batch["input_ids"].shape[0]) for batch in timed])
+        self.tokens = np.array([float(batch["attention_mask"].sum()) for batch in timed])
+        self.full = self._seconds(layer_time.measure(teacher.model, timed, BATCH), teacher.model.shape.layers)
+        self.tables: dict[int, layer_time.LayerTimes] = {}
+
+    def predicted(self, layers: int, width: int) -> float:
+        """From the table of a width, which is measured once, on a student of one layer."""
+        if width not in self.tables:
+            same = width == self.teacher.model.shape.width
+            model = self.teacher.model if same else self._bare(1, width)
+            self.tables[width] = layer_time.measure(model, self.timed, BATCH)
+        return self.full / self._seconds(self.tables[width], layers)
+
+    def measured(self, target: float, layers: int, width: int) -> Fit:
+        """In turn with the teacher, on the same batches."""
+        runners = {"teacher": self._runner(self.teacher.model), "student": self._runner(self._bare(layers, width))}
+        with bar("timing the student", ROUNDS * len(self.timed)) as advance:
+            times = clock.interleaved(runners, self.timed, ROUNDS, self.teacher.model.device, advance)
+        speed, interval = times.speedup("student", "teacher"), times.speedup_interval("student", "teacher")
+        return Fit(layers, width, target, self.predicted(layers, width), speed, interval)
+
+    def _seconds(self, times: layer_time.LayerTimes, layers: int) -> float:
+        each = [float(line(self.sequences, self.tokens).sum()) for line in (times.embed, times.layer, times.last)]
+        return each[0] + layers * each[1] + each[2]
+
+    def _bare(self, layers: int, width: int) -> ExitModel:
+        sized = self.settings.model_copy(update={"student_layers": layers, "student_width": width})
+        config = resized(sized, self.teacher, self.registry)
+        return bare(config, type(self.teacher.model.encoder), self.task).to(self.teacher.model.device)
+
+    def _runner(self, model: ExitModel) -> clock.Runner:
+        plan = schedule("fixed", self.registry.policy("fixed"), {"exit": model.shape.exits}, model.shape)
+        return lambda batch: run(model, batch, plan)
+
+
+def _timed(rows: Rows, teacher: Teacher, seed: int) -> list[Batch]:
+    """Some random rows in padded batches, as the teacher reads them."""
+    chosen = np.random.default_rng(seed).permutation(len(rows))[: BATCH * MOST_BATCHES]
+    unlabelled = replace(rows, data=rows.data.select(chosen).remove_columns(
+        [name for name in rows.data.column_names if name == "label"]
+    ))  # fmt: skip
+    encoded = encode(unlabelled, teacher.tokenizer, teacher.max_length)
+    made = batches(encoded, teacher.tokenizer, min(BATCH, len(chosen)))
+    return [{name: tensor.to(teacher.model.device) for name, tensor in batch.items()} for batch in made]
+
+
+def _per_head(teacher: Teacher) -> int:
+    return teacher.model.shape.width // int(teacher.model.stock.config.num_attention_heads)

@@ -1,0 +1,135 @@
+"""The size of a student from a speed-up: the largest that fits by the table, confirmed by the clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import exitkit
+from exitkit import config
+from exitkit.calibration.layer_time import LayerTimes, Line
+from exitkit.clock import Times
+from exitkit.config import DistillConfig
+from exitkit.data.sources import read
+from exitkit.distillation import fit
+from exitkit.distillation.teacher import Teacher, load_teachers
+from exitkit.errors import UsageError
+from exitkit.plugins import installed
+
+REGISTRY = installed()
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def teacher(trained: Path) -> Teacher:
+    """Four layers of two heads with 16 features each."""
+    return load_teachers([str(trained)], REGISTRY, torch.device("cpu"), None)[0]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Layers take time by their width squared and nothing else takes any; the clock says what is popped from a list."""
+    said: list[float] = []
+
+    def line(per_token: float) -> Line:
+        return Line(np.array([1.0]), np.array([0.0]), np.array([per_token]))
+
+    def measure(model, batches, batch_size):
+        return LayerTimes(line(0.0), line((model.shape.width / WIDTH) ** 2), line(0.0), line(0.0))
+
+    def interleaved(runners, batches, rounds, device, advance):
+        for run in runners.values():
+            run(batches[0])
+        ones = np.ones((rounds, len(batches)))
+        return Times({"student": ones, "teacher": ones * (said.pop(0) if said else 100.0)})
+
+    monkeypatch.setattr("exitkit.calibration.layer_time.measure", measure)
+    monkeypatch.setattr("exitkit.clock.interleaved", interleaved)
+    return said
+
+
+def fitted(teacher: Teacher, **given: object) -> fit.Fit:
+    settings = config.parse(DistillConfig, given)
+    return fit.fit(settings, teacher, read("demo:reviews", "train[:70]"), teacher.task, REGISTRY)
+
+
+@pytest.mark.parametrize(
+    ("given", "layers", "width", "predicted"),
+    [
+        ({"target_speedup": "1x"}, 4, 32, 1.0),
+        ({"target_speedup": "1.3x"}, 3, 32, 4 / 3),
+        ({"target_speedup": "2x"}, 2, 32, 2.0),
+        ({"target_speedup": "4x"}, 4, 16, 4.0),  # two layers of full width are 2x, so a narrower one
+        ({"target_speedup": "7x"}, 2, 16, 8.0),
+        ({"target_speedup": "3x", "student_layers": 3}, 3, 16, 16 / 3),
+        ({"target_speedup": "4x", "student_layers": 1}, 1, 32, 4.0),
+        ({"target_speedup": "5x", "student_width": 16}, 3, 16, 16 / 3),
+    ],
+)
+def test_the_largest_student_that_fits(
+    given: dict, layers: int, width: int, predicted: float, teacher: Teacher, clock: list[float]
+) -> None:
+    found = fitted(teacher, **given)
+    assert (found.layers, found.width) == (layers, width)
+    assert found.predicted == pytest.approx(predicted)
+
+
+def test_a_layer_is_taken_away_as_long_as_the_clock_says_less(teacher: Teacher, clock: list[float]) -> None:
+    clock += [1.2, 1.29]  # 3 layers; then 2, which are within 3 % of the target
+    found = fitted(teacher, target_speedup="1.3x")
+    assert (found.layers, found.measured) == (2, 1.29)
+
+
+def test_what_the_clock_never_confirms_is_said(
+    teacher: Teacher, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock += [1.0, 1.0]
+    assert fitted(teacher, target_speedup="1.3x").layers == 2
+    assert "1.00x as fast as its teacher here, not 1.3x" in caplog.text
+
+
+@pytest.mark.parametrize("given", [{}, {"student_width": 16}, {"student_layers": 3}])
+def test_a_speedup_that_no_student_has_is_refused(given: dict, teacher: Teacher, clock: list[float]) -> None:
+    with pytest.raises(UsageError, match=r"--target-speedup 50x: the smallest student, \d layers of width 16, is"):
+        fitted(teacher, target_speedup="50x", **given)
+
+
+def test_sizes_that_exclude_each_other(trained: Path) -> None:
+    for given in ({"student": "config.json"}, {"student_layers": 2, "student_width": 16}):
+        with pytest.raises(UsageError, match="leave out --student-layers"):
+            config.parse(DistillConfig, {"target_speedup": "2x", **given})
+
+
+def test_the_student_is_built_and_its_speed_reported(trained: Path, tmp_path: Path) -> None:
+    """With the real clock."""
+    quick = {"data": "demo:reviews", "max_train_samples": 64, "epochs": 1}
+    report = exitkit.distill(teacher=str(trained), output=tmp_path / "s", target_speedup=1.2, **quick)
+    told = report["student"]["speedup"]
+    assert told["target"] == 1.2
+    assert told["measured"] > 0
+    assert (report["student"]["layers"], report["student"]["width"]) < (4, 33)
+    assert len(exitkit.load(tmp_path / "s").predict(["a good film"])) == 1
+
+
+def test_a_resumed_run_keeps_its_size(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "teacher": str(trained), "output": tmp_path / "s", "data": "demo:reviews", "max_train_samples": 64,
+        "epochs": 1, "target_speedup": 1.5,
+    }  # fmt: skip
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exitkit.distillation.distill.run_phases", stop)
+        with pytest.raises(KeyboardInterrupt):
+            exitkit.distill(**settings)
+    chosen = json.loads((tmp_path / "s.partial" / "training" / fit.FILE).read_text())
+    monkeypatch.setattr("exitkit.distillation.fit.fit", stop)
+    student = exitkit.distill(**settings, resume=True)["student"]
+    assert (student["layers"], student["width"]) == (chosen["layers"], chosen["width"])
+    assert student["speedup"]["measured"] == chosen["measured"]
