@@ -258,8 +258,14 @@ class DistillConfig(Training):
     ] = None
     layer_map: Annotated[
         LayerMap,
-        flag("Teacher layer for each student layer: uniform, last, skip, or numbers like 2,5,0 (0: none)."),
+        flag("Teacher layer for each student layer: uniform, last, skip, numbers like 2,5,0 (0: none), or search."),
     ] = None
+    search_rows: Annotated[
+        int, Field(ge=2), flag("Rows that a student of --layer-map search learns from.", cli=False)
+    ] = 1000
+    search_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False), flag("Its epochs of every phase.", cli=False)] = 1
+    search_generations: Annotated[int, Field(ge=1), flag("Generations of the search.", cli=False)] = 4
+    search_population: Annotated[int, Field(ge=2), flag("Layer maps in a generation.", cli=False)] = 8
     no_exits: Annotated[bool, flag("Train the last exit only.")] = False
     cache_size: Annotated[
         Bytes, flag("Disk space for the teacher's outputs, so that it runs once for all epochs; 0 runs it every time.")

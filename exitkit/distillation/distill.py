@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from exitkit.data.batches import encode, limit
 from exitkit.data.columns import Columns, LabelUse
 from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
-from exitkit.distillation import fit
+from exitkit.distillation import fit, map_search
 from exitkit.distillation.fit import Fit
 from exitkit.distillation.lessons import Lessons
 from exitkit.distillation.student import Student, new_student, start
@@ -37,11 +39,14 @@ from exitkit.tasks import Answers, Regression, Task, needs_labels
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import card_of, exit_logits, publish, report_of, score_exits, speed
 from exitkit.training.partial import TRAINING, check_output, finish_phase, finished_phase, open_partial, same_run
-from exitkit.training.phases import Job, check, run_phases
+from exitkit.training.phases import Job, Spent, check, run_phases
 from exitkit.training.train import class_weights, unlabelled_rows
 
 log = logging.getLogger("exitkit")
 
+SEARCH = "search"
+ANY_MAP = "uniform"  # stands in until the search has found one
+PROXY = "student"  # of the search
 KEPT = "_teacher"
 START = "_start"  # stands among the phases: the student before its first
 
@@ -71,6 +76,11 @@ class Work:
     encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer has them
     size: Fit | None  # where it follows from a speed-up
 
+    @property
+    def sized(self) -> DistillConfig:
+        """The settings with the student's size in them."""
+        return self.settings if self.size is None else self.size.settings(self.settings)
+
     def content(self) -> dict[str, str]:
         """Content hashes of what a resumed run must find again."""
         found = {
@@ -99,11 +109,67 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     if settings.data is None and settings.unlabelled is None:
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
     partial = _check_output(settings)
-    return _learn(_checked(settings, partial), partial)
+    searches = settings.layer_map == SEARCH
+    work = _checked(_with_map(settings, ANY_MAP) if searches else settings, partial)
+    folder = open_partial(partial, settings.resume)
+    same_run(partial, settings, work.content())
+    if work.size is not None:
+        work.size.write(folder)
+    if not searches:
+        return _learn(work, partial, folder)
+    found = _searched(work, folder / SEARCH)
+    chosen = _checked(_with_map(work.sized, map_search.text_of(found.layer_map)), partial)
+    result = {"layer_map_search": found.as_dict()}
+    student, teacher = chosen.student.model.shape.layers, chosen.teachers[0].model.shape.layers
+    map_search.picture(found, partial / map_search.PICTURE, student, teacher, chosen.metric)
+    return _learn(replace(chosen, size=work.size), partial, folder, result)
 
 
-def _checked(settings: DistillConfig, partial: Path) -> Work:
+def _with_map(settings: DistillConfig, layer_map: str) -> DistillConfig:
+    return settings.model_copy(update={"layer_map": layer_map})
+
+
+def _searched(work: Work, folder: Path) -> map_search.Found:
+    """The best layer map by students that learn little and are scored on rows that were set aside."""
+    settings = work.sized
+    folder.mkdir(exist_ok=True)
+
+    def judge(layer_map: map_search.Map, seed: int) -> float:
+        update = {
+            "layer_map": map_search.text_of(layer_map),
+            "seed": seed,
+            "max_train_samples": min(settings.search_rows, len(work.data.train)),
+            "epochs": settings.search_epochs,
+            "method": Choice(name=settings.method.name, **_without_epochs(settings.method.options)),
+            "unlabelled": None if settings.data is not None else settings.unlabelled,
+            "cache": None,
+        }
+        proxy = _checked(settings.model_copy(update=update), folder, on_calibration=True)
+        shutil.rmtree(folder / PROXY, ignore_errors=True)
+        (folder / PROXY).mkdir()
+        exits, _, _ = _taught(proxy, folder / PROXY)
+        shutil.rmtree(folder / PROXY)
+        return float(np.mean([one["score"] for one in exits]))
+
+    remembered = map_search.Remembered(judge, folder / map_search.FILE)
+    student, teacher = work.student.model.shape.layers, work.teachers[0].model.shape.layers
+    return map_search.search(
+        remembered, student, teacher, settings.seed, settings.search_generations, settings.search_population
+    )
+
+
+def _without_epochs(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a method without those of its phases."""
+    return {key: value for key, value in options.items() if not isinstance(value, dict)}
+
+
+def _checked(settings: DistillConfig, partial: Path, on_calibration: bool = False) -> Work:
     """Everything that a run needs, loaded and found to fit together; nothing is written.
+
+    Args:
+        settings: of the run.
+        partial: where a resumed run finds what it had settled on.
+        on_calibration: score exits on the rows set aside for calibration.
 
     Raises UsageError: it does not.
     """
@@ -111,6 +177,8 @@ def _checked(settings: DistillConfig, partial: Path) -> Work:
     name, method, epochs = build("method", _with_layer_map(settings, registry), registry.distiller)
     teachers = load_teachers(settings.teacher, registry, device, settings.max_length)
     data = _data(settings, teachers[0])
+    if on_calibration:
+        data = replace(data, evaluation=data.calibration)
     unlabelled = unlabelled_rows(settings.unlabelled if settings.data is not None else None, data.train)
     metric = _metric(settings.metric, data)
     if settings.class_weights is not None and data.train.task is None:
@@ -131,13 +199,27 @@ def _checked(settings: DistillConfig, partial: Path) -> Work:
     return Work(settings, plan, teachers, student, data, metric, said, job, encoded, size)
 
 
-def _learn(work: Work, partial: Path) -> dict[str, Any]:
-    """Start the student, train it, and give it its name. Returns the report."""
+def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Start the student, train it, and give it its name. Returns the report, with what is to stand there beside."""
     settings, student, data, job = work.settings, work.student, work.data, work.job
-    folder = open_partial(partial, settings.resume)
-    same_run(partial, settings, work.content())
-    if work.size is not None:
-        work.size.write(folder)
+    exits, spent, lessons = _taught(work, folder)
+    report = {
+        **report_of(student.model, data, work.plan.name, work.metric, exits),
+        **speed(spent),
+        **_did(work, lessons),
+        **more,
+    }
+    options = dataclasses.asdict(work.plan.method)  # type: ignore[call-overload]
+    recipe = {"name": work.plan.name, **options, "teachers": list(settings.teacher)}
+    card = card_of(settings, student.model, data, recipe, job.max_length, work.metric)
+    assert settings.output is not None
+    publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
+    return report
+
+
+def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Lessons]:
+    """Train the student in a folder. Returns its exits' scores, what it took, and what it learned from."""
+    settings, student, job = work.settings, work.student, work.job
     started = _start(work, folder / START)
     lessons = Lessons(
         work.teachers,
@@ -149,19 +231,9 @@ def _learn(work: Work, partial: Path) -> dict[str, Any]:
         job.device,
     )
     spent = run_phases(replace(job, tutor=lessons), work.plan.phases, folder)
-    sample = Sample(data.evaluation, student.tokenizer, job.max_length, data.task, job.device)
+    sample = Sample(work.data.evaluation, student.tokenizer, job.max_length, work.data.task, job.device)
     exits = score_exits(student.model, sample, work.metric, work.said)
-    report = {
-        **report_of(student.model, data, work.plan.name, work.metric, exits),
-        **speed(replace(spent, seconds=spent.seconds + started)),
-        **_did(work, lessons),
-    }
-    options = dataclasses.asdict(work.plan.method)  # type: ignore[call-overload]
-    recipe = {"name": work.plan.name, **options, "teachers": list(settings.teacher)}
-    card = card_of(settings, student.model, data, recipe, job.max_length, work.metric)
-    assert settings.output is not None
-    publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
-    return report
+    return exits, replace(spent, seconds=spent.seconds + started), lessons
 
 
 def _size(

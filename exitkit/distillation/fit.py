@@ -62,7 +62,8 @@ class Fit:
 
     def settings(self, settings: DistillConfig) -> DistillConfig:
         """The configuration with this size."""
-        return settings.model_copy(update={"student_layers": self.layers, "student_width": self.width})
+        update = {"student_layers": self.layers, "student_width": self.width, "target_speedup": None}
+        return settings.model_copy(update=update)
 
     def write(self, folder: Path) -> None:
         """Keep it, so that a resumed run builds the same student whatever the clock says by then."""

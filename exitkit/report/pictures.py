@@ -248,6 +248,27 @@ def curves(found: Sequence[Mapping[str, Any]], currency: str, metric: str) -> Fi
         return figure
 
 
+def generations(points: Sequence[tuple[int, str, float]], named: Mapping[str, str], score: str) -> Figure:
+    """What a genetic search has tried: (generation, candidate, score), some candidates with a colour and a name.
+
+    What stands in the last generation was tried again with another seed.
+    """
+    again = max(generation for generation, _, _ in points)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.scatter([g + 1 for g, _, _ in points], [100 * y for _, _, y in points], color=MUTED, s=14)
+        for number, (candidate, name) in enumerate(named.items()):
+            own = [(g + 1, 100 * y) for g, one, y in points if one == candidate]
+            axes.scatter([x for x, _ in own], [y for _, y in own], color=COLOURS[number], label=name, s=28)
+        axes.set_xticks(range(1, again + 2), [*map(str, range(1, again + 1)), "other seed"])
+        axes.set_xlabel("generation")
+        axes.set_ylabel(score)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=7)
+        return figure
+
+
 def svg(figure: Figure) -> str:
     """The figure as an element to stand in a page: it scales, and its ink is the page's text colour."""
     buffer = io.StringIO()

@@ -1,0 +1,160 @@
+"""`--layer-map search`: which layers of the teacher to learn from, found by genetic search on a small budget."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.samplers import NSGAIISampler
+
+from exitkit.distillation.layer_map import layer_map
+
+log = logging.getLogger("exitkit")
+
+FILE = "search.jsonl"
+PICTURE = "layer_map.png"
+SCORED = "mean over the exits"
+WARM = ("uniform", "last")
+WINNERS = 3
+"""Maps that are tried again with another seed."""
+
+Map = tuple[int, ...]
+Judge = Callable[[Map, int], float]
+"""judge(map, seed): the score of a student that learned with this map on the small budget."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A map and what it was worth."""
+
+    generation: int  # from 0; of repeated winners, the number of generations
+    layer_map: Map
+    seed: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """The end of a search."""
+
+    layer_map: Map  # the best over two seeds
+    tried: tuple[Tried, ...]
+
+    def seeds_differ(self) -> float:
+        """Mean difference of the scores of one map under two seeds: what no search can see below."""
+        first = {one.layer_map: one.score for one in self.tried[::-1] if one.seed == self.tried[0].seed}
+        apart = [abs(one.score - first[one.layer_map]) for one in self.tried if one.seed != self.tried[0].seed]
+        return float(np.mean(apart))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "layer_map": list(self.layer_map),
+            "seeds_differ": self.seeds_differ(),
+            "tried": [{**asdict(one), "layer_map": list(one.layer_map)} for one in self.tried],
+        }
+
+
+class Remembered:
+    """A judge that writes every score into a file and never asks twice; a cut last line is asked again."""
+
+    def __init__(self, judge: Judge, file: Path) -> None:
+        self.judge, self.file = judge, file
+        self.known: dict[tuple[Map, int], float] = {}
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        for line in lines:
+            try:
+                plain = json.loads(line)
+                self.known[tuple(plain["layer_map"]), plain["seed"]] = plain["score"]
+            except (ValueError, TypeError, KeyError):
+                break
+        if self.known:
+            log.info("going on with an interrupted search: %d maps have been tried", len(self.known))
+        file.write_text("".join(map(_line, self.known, self.known.values())), encoding="utf-8")
+
+    def __call__(self, layer_map: Map, seed: int) -> float:
+        """The score of a map under a seed."""
+        key = layer_map, seed
+        if key not in self.known:
+            self.known[key] = self.judge(layer_map, seed)
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(_line(key, self.known[key]))
+        return self.known[key]
+
+
+def _line(key: tuple[Map, int], score: float) -> str:
+    return json.dumps({"layer_map": list(key[0]), "seed": key[1], "score": score}) + "\n"
+
+
+def search(judge: Judge, student: int, teacher: int, seed: int, generations: int, population: int) -> Found:
+    """The best layer map that a genetic search finds.
+
+    "Improving task-agnostic BERT distillation with layer mapping search" (2012.06153, section 3): a gene per layer of
+    the student, 0 to N, 0 for no layer loss; fitness is the score after a short distillation. Selection, crossover and
+    mutation are optuna's (NSGA-II with one objective), where the paper selects in proportion to fitness. The first
+    generation holds `uniform` and `last`, which the paper's begins without. Maps need not rise. Each generation is
+    seeded by its number, so that the search is a function of the scores and of `seed`: an interrupted one is gone on
+    with by starting it again over a judge that remembers. The best three maps and `uniform` are judged once more under
+    another seed, because seeds differ as much as maps do; the best mean wins.
+
+    Args:
+        judge: gives scores; asked about (map, seed) and (map, seed + 1).
+        student: its layers M.
+        teacher: its layers N.
+        seed: of the search and of the students.
+        generations: how many.
+        population: maps in each.
+    """
+    tried: list[Tried] = []
+    names = [f"layer {number:02}" for number in range(1, student + 1)]
+    genes: dict[str, optuna.distributions.BaseDistribution] = {name: IntDistribution(0, teacher) for name in names}
+    warm = list(dict.fromkeys(layer_map(name, student, teacher) for name in WARM))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(direction="maximize")
+        for one in warm:
+            study.enqueue_trial(dict(zip(names, one, strict=True)))
+        for generation in range(generations):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.sampler = NSGAIISampler(population_size=population, seed=seed * generations + generation)
+            for _ in range(population):
+                trial = study.ask(genes)
+                chosen = tuple(trial.params[name] for name in names)
+                score = judge(chosen, seed)
+                study.tell(trial, score)
+                tried.append(Tried(generation, chosen, seed, score))
+            best = max(tried, key=lambda one: one.score)
+            log.info("generation %d: best map %s, %.4f", generation + 1, text_of(best.layer_map), best.score)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    scores = {one.layer_map: one.score for one in tried}
+    winners = sorted(scores, key=lambda one: -scores[one])[:WINNERS]
+    again = {one: judge(one, seed + 1) for one in dict.fromkeys([*winners, warm[0]])}
+    tried += [Tried(generations, one, seed + 1, score) for one, score in again.items()]
+    best_map = max(again, key=lambda one: scores[one] + again[one])
+    return Found(best_map, tuple(tried))
+
+
+def text_of(layer_map: Sequence[int]) -> str:
+    """A map as it is written on the command line."""
+    return ",".join(map(str, layer_map))
+
+
+def picture(found: Found, file: Path, student: int, teacher: int, metric: str) -> None:
+    """Every map of every generation by its score, with `uniform`, `last` and the chosen one named."""
+    from exitkit.report.pictures import generations, save
+
+    names = {text_of(layer_map(name, student, teacher)): name for name in reversed(WARM)}
+    names[text_of(found.layer_map)] = f"chosen: {text_of(found.layer_map)}"
+    points = [(one.generation, text_of(one.layer_map), one.score) for one in found.tried]
+    save(generations(points, names, f"{metric}, {SCORED}, %"), file)

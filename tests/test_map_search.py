@@ -1,0 +1,127 @@
+"""Which layers to learn from, by genetic search: a function of scores and seed, that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Value
+from safetensors.torch import load_file
+
+import exitkit
+from exitkit.data.sources import read
+from exitkit.distillation import distill as module
+from exitkit.distillation.map_search import FILE, PICTURE, Found, Map, Remembered, Tried, search
+from exitkit.errors import UsageError
+
+BEST = (0, 5, 2)
+
+
+def distance(layer_map: Map, seed: int) -> float:
+    """The closer to the best map, the better; seeds shift every score by a hundredth."""
+    return 1 - sum(abs(a - b) for a, b in zip(layer_map, BEST, strict=True)) / 20 + 0.01 * (seed - 7)
+
+
+def searched(judge, generations: int = 6, population: int = 10) -> Found:
+    return search(judge, 3, 6, 7, generations, population)
+
+
+def test_it_finds_what_uniform_and_last_are_not() -> None:
+    found = searched(distance)
+    assert {one.layer_map for one in found.tried[:2]} == {(2, 4, 6), (4, 5, 6)}, "the search begins with these"
+    assert [one.generation for one in found.tried[:60]] == [number // 10 for number in range(60)]
+    assert distance(found.layer_map, 7) > distance((2, 4, 6), 7)
+    assert all(0 <= layer <= 6 for one in found.tried for layer in one.layer_map)
+    best = [max(one.score for one in found.tried[: 10 * (n + 1)]) for n in range(6)]
+    assert best[-1] > best[0], "later generations are better"
+
+
+def test_the_best_and_uniform_are_judged_again_and_the_best_mean_wins() -> None:
+    def fickle(layer_map: Map, seed: int) -> float:
+        return 0.9 if seed == 7 and layer_map == (4, 5, 6) else distance(layer_map, 7) / 2
+
+    found = searched(fickle, 1, 6)
+    again = [one for one in found.tried if one.seed == 8]
+    first = {one.layer_map: one.score for one in found.tried if one.seed == 7}
+    assert {one.layer_map for one in again} >= {(4, 5, 6), (2, 4, 6)}
+    assert all(one.generation == 1 for one in again)
+    assert found.layer_map == max(again, key=lambda one: one.score + first[one.layer_map]).layer_map
+    by_hand = Found(
+        (1,), (Tried(0, (1,), 7, 0.5), Tried(0, (0,), 7, 0.6), Tried(1, (1,), 8, 0.8), Tried(1, (0,), 8, 0.5))
+    )
+    assert by_hand.seeds_differ() == pytest.approx(0.2)
+
+
+def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, asked = searched(distance), []
+
+    def until(most: int):
+        def judge(layer_map: Map, seed: int) -> float:
+            if len(asked) == most:
+                raise KeyboardInterrupt
+            asked.append((layer_map, seed))
+            return distance(layer_map, seed)
+
+        return judge
+
+    file = tmp_path / FILE
+    for most in (3, 17):
+        with pytest.raises(KeyboardInterrupt):
+            searched(Remembered(until(most), file))
+    file.write_text(file.read_text()[:-9])  # killed while it wrote
+    assert searched(Remembered(until(-1), file)) == whole
+    assert len(asked) == len(set(asked)) + 1, "only the line that was cut is asked again"
+
+
+def test_a_student_of_the_best_map(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "validation"):  # and no test, so that calibration rows are set aside from train
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows = read("demo:reviews", f"{split}[:200]")
+        rows.data.cast_column("label", Value("string")).to_json(tmp_path / "data" / f"{split}.jsonl")
+    settings = {
+        "teacher": str(trained), "data": str(tmp_path / "data"), "label_names": ["0", "1"], "method": "layers",
+        "student_layers": 2, "student_width": 16,
+        "max_train_samples": 96, "epochs": 1, "layer_map": "search", "search_rows": 48, "search_generations": 1,
+        "search_population": 2,
+    }  # fmt: skip
+    scored: list[str] = []
+    right = module.score_exits
+
+    def watched(model, sample, *more):
+        scored.append(sample.rows.origin.split)
+        if stops and len(scored) > 2:
+            raise KeyboardInterrupt
+        return right(model, sample, *more)
+
+    monkeypatch.setattr(module, "score_exits", watched)
+    stops = False
+    report = exitkit.distill(**settings, output=tmp_path / "whole")
+    told = report["layer_map_search"]
+    assert report["options"]["layer_map"] == ",".join(map(str, told["layer_map"]))
+    assert [one["generation"] for one in told["tried"]] == [0, 0, 1, 1]
+    assert scored[-1] == "validation"
+    assert set(scored[:-1]) == {"train"}, "maps are chosen on rows that were set aside"
+    names = {file.name for file in (tmp_path / "whole").iterdir()}
+    assert names == {file.name for file in trained.iterdir()} | {PICTURE}
+    assert (tmp_path / "whole" / PICTURE).stat().st_size > 5000
+
+    stops = True
+    scored.clear()
+    with pytest.raises(KeyboardInterrupt):
+        exitkit.distill(**settings, output=tmp_path / "cut")
+    lines = (tmp_path / "cut.partial" / "training" / "search" / FILE).read_text().splitlines()
+    assert len(lines) == 2
+    stops = False
+    again = exitkit.distill(**settings, output=tmp_path / "cut", resume=True)
+    assert again["layer_map_search"] == told
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["layer_map_search"] == told
+
+
+def test_only_methods_that_compare_layers_search(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="method 'logits' compares no layers"):
+        exitkit.distill(teacher=str(trained), data="demo:reviews", output=tmp_path / "s", layer_map="search")
+    assert not list(tmp_path.iterdir())
