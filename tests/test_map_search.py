@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 import exitkit
 from exitkit.data.sources import read
 from exitkit.distillation import distill as module
-from exitkit.distillation.map_search import FILE, PICTURE, Found, Map, Remembered, Tried, search
+from exitkit.distillation.map_search import FILE, Found, Map, Remembered, Tried, search
 from exitkit.errors import UsageError
+from exitkit.report import search as picture
 
 BEST = (0, 5, 2)
 
@@ -104,8 +105,9 @@ def test_a_student_of_the_best_map(trained: Path, tmp_path: Path, monkeypatch: p
     assert scored[-1] == "validation"
     assert set(scored[:-1]) == {"train"}, "maps are chosen on rows that were set aside"
     names = {file.name for file in (tmp_path / "whole").iterdir()}
-    assert names == {file.name for file in trained.iterdir()} | {PICTURE}
-    assert (tmp_path / "whole" / PICTURE).stat().st_size > 5000
+    assert names == {file.name for file in trained.iterdir()}
+    picture.write(tmp_path / "whole", report)
+    assert (tmp_path / "whole" / picture.FILE).stat().st_size > 5000
 
     stops = True
     scored.clear()

@@ -45,8 +45,12 @@ def add_to(app: typer.Typer) -> None:
 def run(settings: DistillConfig) -> dict[str, Any]:
     """Distil."""
     from exitkit.distillation.distill import distill
+    from exitkit.report import search
 
-    return distill(settings)
+    report = distill(settings)
+    assert settings.output is not None
+    search.write(settings.output, report)
+    return report
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -120,8 +120,6 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     found = _searched(work, folder / SEARCH)
     chosen = _checked(_with_map(work.sized, map_search.text_of(found.layer_map)), partial)
     result = {"layer_map_search": found.as_dict()}
-    student, teacher = chosen.student.model.shape.layers, chosen.teachers[0].model.shape.layers
-    map_search.picture(found, partial / map_search.PICTURE, student, teacher, chosen.metric)
     return _learn(replace(chosen, size=work.size), partial, folder, result)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from exitkit.distillation.layer_map import layer_map
 log = logging.getLogger("exitkit")
 
 FILE = "search.jsonl"
-PICTURE = "layer_map.png"
-SCORED = "mean over the exits"
 WARM = ("uniform", "last")
 WINNERS = 3
 """Maps that are tried again with another seed."""
@@ -47,6 +45,7 @@ class Found:
 
     layer_map: Map  # the best over two seeds
     tried: tuple[Tried, ...]
+    known: Mapping[str, str] = field(default_factory=dict)  # names of maps that have one, by their text
 
     def seeds_differ(self) -> float:
         """Mean difference of the scores of one map under two seeds: what no search can see below."""
@@ -58,6 +57,7 @@ class Found:
         """For JSON."""
         return {
             "layer_map": list(self.layer_map),
+            "known": self.known,
             "seeds_differ": self.seeds_differ(),
             "tried": [{**asdict(one), "layer_map": list(one.layer_map)} for one in self.tried],
         }
@@ -142,19 +142,9 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     again = {one: judge(one, seed + 1) for one in dict.fromkeys([*winners, warm[0]])}
     tried += [Tried(generations, one, seed + 1, score) for one, score in again.items()]
     best_map = max(again, key=lambda one: scores[one] + again[one])
-    return Found(best_map, tuple(tried))
+    return Found(best_map, tuple(tried), {text_of(layer_map(name, student, teacher)): name for name in WARM[::-1]})
 
 
 def text_of(layer_map: Sequence[int]) -> str:
     """A map as it is written on the command line."""
     return ",".join(map(str, layer_map))
-
-
-def picture(found: Found, file: Path, student: int, teacher: int, metric: str) -> None:
-    """Every map of every generation by its score, with `uniform`, `last` and the chosen one named."""
-    from exitkit.report.pictures import generations, save
-
-    names = {text_of(layer_map(name, student, teacher)): name for name in reversed(WARM)}
-    names[text_of(found.layer_map)] = f"chosen: {text_of(found.layer_map)}"
-    points = [(one.generation, text_of(one.layer_map), one.score) for one in found.tried]
-    save(generations(points, names, f"{metric}, {SCORED}, %"), file)
