@@ -142,7 +142,10 @@ def keys(batch: Batch) -> Tensor:
 
 def missing_probe(name: str, policy: ExitPolicy) -> str:
     """What to say when a model lacks the module that a policy asks."""
-    return f"policy '{name}' needs a probe that this model does not have; train it with --recipe {policy.trained_by}."
+    return (
+        f"policy '{name}' needs a probe that this model does not have; train it with --recipe {policy.trained_by} and "
+        "without options that leave the probe out."
+    )
 
 
 def compact(stream: Stream, leave: Tensor, state: State, context_halts: bool = False) -> tuple[Stream, State]:

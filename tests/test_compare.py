@@ -13,6 +13,7 @@ import exitkit
 from exitkit.cli import app
 from exitkit.comparison import compare as module
 from exitkit.comparison.compare import area
+from exitkit.data.sources import read
 from exitkit.errors import UsageError
 
 FAST = {"learning_rate": 2e-3, "head_learning_rate": 2e-3}
@@ -31,29 +32,35 @@ GIVEN = {
 
 @pytest.fixture(scope="module")
 def compared(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    """A comparison that was interrupted after its first two models and then went on."""
+    """A comparison that was interrupted in the middle of its third model and then went on."""
     folder = tmp_path_factory.mktemp("compare") / "out"
-    right, trained = module.train, []
+    right, trained, resumed = module.train, [], []
 
     def interrupted(**fields):
-        if len(trained) == 2:
-            raise KeyboardInterrupt
         trained.append((fields["recipe"]["name"], fields["seed"]))
-        return right(**fields)
+        if len(trained) < 3:
+            return right(**fields)
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr("exitkit.training.train.publish", stop)
+            return right(**fields)
+
+    def stop(*_: object):
+        raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             exitkit.compare(model=str(encoder), output=folder, **GIVEN)
-        assert trained == [("joint", 42), ("berxit", 42)]
+        assert trained == [("joint", 42), ("berxit", 42), ("joint", 43)]
 
         def counted(**fields):
-            trained.append((fields["recipe"]["name"], fields["seed"]))
+            resumed.append((fields["recipe"]["name"], fields["seed"], fields["resume"]))
             return right(**fields)
 
         patch.setattr(module, "train", counted)
-        result = exitkit.compare(model=str(encoder), output=folder, **GIVEN)
-        assert trained[2:] == [("joint", 43), ("berxit", 43)], "what was done is not done again"
+        more = {"options": {**GIVEN["options"], "pabee": FAST}}  # options of recipes without results may be added
+        result = exitkit.compare(model=str(encoder), output=folder, **{**GIVEN, **more})
+        assert resumed == [("joint", 43, True), ("berxit", 43, False)], "what was done is not done again"
     return result, folder
 
 
@@ -61,7 +68,9 @@ def test_every_fitting_pair_has_a_row_per_target_with_its_spread(compared: tuple
     result, _ = compared
     pairs = {(row["recipe"], row["policy"]) for row in result["table"]}
     assert pairs == {("joint", "entropy"), ("berxit", "entropy"), ("berxit", "learned")}
-    assert result["skipped"] == {"joint with learned": "needs a probe, which recipe 'berxit' trains"}
+    assert result["skipped"] == {
+        "joint with learned": "needs a probe, which recipe 'berxit' trains unless its options leave that out"
+    }
     assert len(result["table"]) == 6
     assert all(0 <= row["score"] <= 1 and row["score_std"] >= 0 for row in result["table"])
     assert len(result["exits"][0]["scores"]) == 4
@@ -102,6 +111,8 @@ def test_another_comparison_in_the_same_folder_is_refused(compared: tuple[dict, 
     _, folder = compared
     with pytest.raises(UsageError, match=r"other settings \(--epochs\)"):
         exitkit.compare(model=str(encoder), output=folder, **{**GIVEN, "epochs": 2})
+    with pytest.raises(UsageError, match=r"results of recipe 'joint' with other options"):
+        exitkit.compare(model=str(encoder), output=folder, **{**GIVEN, "options": {"berxit": FAST}})
 
 
 def test_bad_names_are_refused_before_anything_is_trained(encoder: Path, tmp_path: Path) -> None:
@@ -135,14 +146,38 @@ def test_halves_choose_on_one_half_and_score_the_other_both_ways(encoder: Path, 
 
 def test_rows_that_choose_are_not_scored(encoder: Path, tmp_path: Path) -> None:
     same = {"split": "validation", "calibration_split": "validation[:50%]", "seeds": 1, "recipes": ["joint"]}
-    with pytest.raises(UsageError, match="would flatter"):
+    with pytest.raises(UsageError, match=r"calibrate on are among those to score.*would flatter.*--calibration-split"):
         exitkit.compare(model=str(encoder), output=tmp_path / "out", **{**GIVEN, **same})
+    assert not (tmp_path / "out").exists(), "before anything is trained"
+
+
+@pytest.mark.parametrize("halves", [True, False])
+def test_rows_that_were_trained_on_are_not_scored(halves: bool, encoder: Path, tmp_path: Path) -> None:
+    rows = read("demo:reviews", "train[:200]")
+    lines = [
+        f"{text.replace(',', '')},{label}" for text, label in zip(rows.data["text"], rows.data["label"], strict=True)
+    ]
+    (tmp_path / "all.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    given = {**GIVEN, "data": str(tmp_path / "all.csv"), "halves": halves, "split": None if halves else "train[:50%]"}
+    with pytest.raises(UsageError, match=r"rows to score are among the training rows"):
+        exitkit.compare(model=str(encoder), output=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_single_rows_that_occur_twice_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    rows, scored = read("demo:reviews", "validation[:20]"), read("demo:reviews", "validation[15:40]")
+    left = module._rows_to_choose(rows, scored)
+    assert list(left.data["text"]) == list(rows.data["text"][:15])
+    assert "5 of the 20 rows to calibrate on are among those to score and are left out" in caplog.text
 
 
 def test_the_area_under_a_curve_by_hand() -> None:
     points = [{"speedup": {"layers": s}, "score": v} for s, v in ((1.0, 0.9), (2.0, 0.8), (4.0, 0.6))]
-    assert area(points[:1], "layers", 1.0) == 0.9
+    assert area(points[:1], "layers", 1.0, 0.5) == 0.9
     by_hand = (1 * 0.9 + 50 * 0.8 + 50 * 0.6) / 101  # a grid of 101 points; each takes the next faster setting
-    assert area(points, "layers", 4.0) == pytest.approx(by_hand)
+    assert area(points, "layers", 4.0, 0.5) == pytest.approx(by_hand)
     better_later = [{"speedup": {"layers": s}, "score": v} for s, v in ((1.0, 0.5), (2.0, 0.8))]
-    assert area(better_later, "layers", 2.0) == pytest.approx(0.8), "a faster setting that is better replaces a slower"
+    by_hand = (1 * 0.5 + 100 * 0.8) / 101
+    assert area(better_later, "layers", 2.0, 0.0) == pytest.approx(by_hand), "nothing is chosen by its score"
+    by_hand = (1 * 0.9 + 50 * 0.8 + 50 * 0.5) / 101
+    assert area(points[:2], "layers", 4.0, 0.5) == pytest.approx(by_hand), "what is not reached counts with exit 1"

@@ -85,7 +85,8 @@ def test_a_list_gives_every_exit_its_own_threshold() -> None:
     ("policy", "settings", "message"),
     [
         ("entropy", {"treshold": 0.1}, "Did you mean 'threshold'"),
-        ("entropy", {"threshold": 1.5}, "out of range; allowed are 0 to 1 or 'off'"),
+        ("entropy", {"threshold": 1.5}, "out of range; allowed are 0 to 1.09861 or 'off'"),  # ln 3, for nats
+        ("confidence", {"threshold": 1.5}, "out of range; allowed are 0 to 1"),
         ("entropy", {"threshold": "high"}, "not a number"),
         ("entropy", {"threshold": float("nan")}, "not a number"),
         ("entropy", {"threshold": [0.1, 0.2]}, "got 2 values"),
@@ -283,3 +284,7 @@ def test_a_threshold_in_nats_is_divided_by_the_largest_entropy() -> None:
     policy = REGISTRY.policy("entropy")
     nats = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
     assert torch.equal(policy(threshold=0.9, nats=True).decide(evidence(logits), {})[0], nats < 0.9)
+    many = replace(SHAPE, labels=77)
+    assert schedule("entropy", policy, {"nats": True, "threshold": 4.3}, many).settings["threshold"] == 4.3
+    with pytest.raises(UsageError, match="allowed are 0 to 4"):
+        schedule("entropy", policy, {"nats": True, "threshold": 4.4}, many)

@@ -21,13 +21,14 @@ from exitkit.calibration.study import Study
 from exitkit.config import CompareConfig
 from exitkit.cost import ReplayCost, prices
 from exitkit.data.sources import Rows, read, splits
-from exitkit.data.splits import scoring_split
+from exitkit.data.splits import scoring_split, texts, training_and_calibration
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, reference_of
 from exitkit.plugins import Registry, installed
 from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
+from exitkit.tasks import Task
 from exitkit.training.options import build
 from exitkit.training.train import train
 
@@ -69,6 +70,7 @@ def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, A
                 "'exitkit benchmark'."
             )
     folder = settings.output
+    trained_on = _trained_on(settings)
     _same_comparison(folder, settings)
     found = []
     for recipe, seed in _jobs(settings):
@@ -79,7 +81,7 @@ def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, A
             continue
         model = folder / "models" / f"{recipe}-{seed}"
         _trained(model, recipe, seed, settings)
-        result = _scored(model, recipe, seed, settings, registry)
+        result = _scored(model, recipe, seed, settings, registry, trained_on)
         write_text(file, json.dumps(result) + "\n")
         found.append(result)
         if not settings.keep_models:
@@ -98,7 +100,8 @@ def _same_comparison(folder: Path, settings: CompareConfig) -> None:
     """Write down what is compared, or check that the folder holds the same."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file; name a folder.")
-    plain = settings.model_dump(mode="json", exclude={*FREE, "seeds", "recipes"})  # more of these may be added
+    plain = settings.model_dump(mode="json", exclude={*FREE, "seeds", "recipes", "options"})  # more may be added
+    plain["options"] = {name: settings.options.get(name, {}) for name in sorted(settings.recipes)}
     file = folder / RUN
     if not file.exists():
         if folder.is_dir() and any(folder.iterdir()):
@@ -110,10 +113,18 @@ def _same_comparison(folder: Path, settings: CompareConfig) -> None:
         write_text(file, json.dumps(plain) + "\n")
         return
     before = json.loads(file.read_text(encoding="utf-8"))
+    options, known = plain.pop("options"), before.pop("options", {})
     differing = [key for key in plain if plain[key] != before.get(key)]
+    for recipe in sorted({name.rpartition("-")[0] for name in _done(folder)} & options.keys()):
+        if options[recipe] != known.get(recipe, {}):
+            raise UsageError(
+                f"--output {folder} holds results of recipe '{recipe}' with other options (options.{recipe}); name "
+                "another folder."
+            )
     if differing:
         names = ", ".join(config.option(key) for key in differing)
         raise UsageError(f"--output {folder} holds a comparison with other settings ({names}); name another folder.")
+    write_text(file, json.dumps({**plain, "options": {**known, **options}}) + "\n")
 
 
 def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> None:
@@ -132,13 +143,41 @@ def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> No
     )
 
 
-def _scored(folder: Path, recipe: str, seed: int, settings: CompareConfig, registry: Registry) -> dict[str, Any]:
+def _trained_on(settings: CompareConfig) -> frozenset[Any]:
+    """The texts that some seed trains on, once it is clear that there are others to choose settings on and to score.
+
+    Raises UsageError: rows cannot be read, or most of those to score or to choose on would have to be left out.
+    """
+    columns, found = columns_of(settings), set()
+    for seed in sorted({seed for _, seed in _jobs(settings)}):
+        data = training_and_calibration(settings.data, columns, seed, settings.max_train_samples, settings.task)
+        found |= set(texts(data.train))
+    rows = _scored_rows(settings, data.task, frozenset(found))
+    if not settings.halves:
+        split = settings.calibration_split
+        _rows_to_choose(data.calibration if split is None else read(settings.data, split, columns, data.task), rows)
+    return frozenset(found)
+
+
+def _done(folder: Path) -> Iterator[str]:
+    """Results there are, as RECIPE-SEED."""
+    return (file.stem for file in (folder / "results").glob("*.json"))
+
+
+def _scored(
+    folder: Path,
+    recipe: str,
+    seed: int,
+    settings: CompareConfig,
+    registry: Registry,
+    trained_on: frozenset[Any],
+) -> dict[str, Any]:
     """What every policy reaches on rows that chose nothing."""
     model = artifact.read(folder, registry, runtime.device(settings), runtime.inference_dtype(settings))
     refused = {name: _unfit(name, registry, model) for name in settings.policies}
     fitting = [name for name, reason in refused.items() if not reason]
     folds = []
-    for chosen, rows in _folds(model, settings):
+    for chosen, rows in _folds(model, settings, trained_on):
         metric = chosen_metric(settings.metric, model, chosen)
         folds.append(_fold(model, chosen, rows, metric, fitting, settings, registry))
     return {
@@ -151,21 +190,16 @@ def _scored(folder: Path, recipe: str, seed: int, settings: CompareConfig, regis
     }
 
 
-def _folds(model: Artifact, settings: CompareConfig) -> list[tuple[Rows, Rows]]:
+def _folds(model: Artifact, settings: CompareConfig, trained_on: frozenset[Any]) -> list[tuple[Rows, Rows]]:
     """Rows that choose settings, and the rows that these are scored on."""
-    rows = _scored_rows(model, settings)
+    rows = _scored_rows(settings, model.task, trained_on)
     if settings.halves:
         order = np.random.default_rng(settings.seed).permutation(len(rows))  # the same halves for all models
         one, other = (rows.select(np.sort(half).tolist()) for half in np.array_split(order, 2))
         return [(one, other), (other, one)]
     data = settings.data if settings.calibration_split else None
     chosen = calibration_rows(model, data, settings.calibration_split, columns_of(settings))
-    if set(_texts(chosen)) & set(_texts(rows)):
-        raise UsageError(
-            "the rows to score are among the calibration rows, so scores would flatter. Give --split and "
-            "--calibration-split that do not overlap, or --halves."
-        )
-    return [(chosen, rows)]
+    return [(_rows_to_choose(chosen, rows), rows)]
 
 
 def _fold(
@@ -200,7 +234,7 @@ def _unfit(name: str, registry: Registry, model: Artifact) -> str | None:
     if reason := policy.refuses(shape):
         return reason
     if "probe" in policy.reads and name not in model.model.probes:
-        return f"needs a probe, which recipe '{policy.trained_by}' trains"
+        return f"needs a probe, which recipe '{policy.trained_by}' trains unless its options leave that out"
     if rewrites(policy, shape):
         return "words that leave one by one change later states, so its curve cannot be replayed; use benchmark"
     return None
@@ -250,15 +284,31 @@ class Scorer:
         }
 
 
-def _scored_rows(model: Artifact, settings: CompareConfig) -> Rows:
+def _scored_rows(settings: CompareConfig, task: Task, trained_on: frozenset[Any]) -> Rows:
+    """The rows to score, without those that were trained on."""
     columns = columns_of(settings)
     split = settings.split or (scoring_split(settings.data, columns) if len(splits(settings.data)) > 1 else None)
-    return read(settings.data, split, columns, model.task)
+    rows = read(settings.data, split, columns, task)
+    return _without(rows, trained_on, "to score", "among the training rows", "--split")
 
 
-def _texts(rows: Rows) -> list[tuple[str, ...]]:
-    names = ["text", "text_pair"] if rows.pair else ["text"]
-    return list(zip(*(rows.data[name][:] for name in names), strict=True))
+def _rows_to_choose(chosen: Rows, scored: Rows) -> Rows:
+    """Calibration rows without those that are scored."""
+    return _without(chosen, frozenset(texts(scored)), "to calibrate on", "among those to score", "--calibration-split")
+
+
+def _without(rows: Rows, taken: frozenset[Any], what: str, where: str, flag: str) -> Rows:
+    """Rows whose text is not taken. Raises UsageError: that is the lesser part of them."""
+    free = [number for number, text in enumerate(texts(rows)) if text not in taken]
+    if 2 * len(free) < len(rows):
+        raise UsageError(
+            f"{len(rows) - len(free)} of the {len(rows)} rows {what} are {where}, so scores would flatter. Name other "
+            f"rows with {flag}, or give data with more splits."
+        )
+    if len(free) == len(rows):
+        return rows
+    log.warning("%d of the %d rows %s are %s and are left out", len(rows) - len(free), len(rows), what, where)
+    return rows.select(free)
 
 
 def summary(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> dict[str, Any]:
@@ -321,19 +371,23 @@ def _over(seeds: Sequence[Sequence[Fold]], name: str, place: Place, key: str | N
 
 def _area(seeds: Sequence[Sequence[Fold]], curve: Place, currency: str, most: float) -> dict[str, float]:
     """Mean and deviation over seeds of the area under some curve."""
-    return _spread("area", [float(np.mean([area(curve(fold), currency, most) for fold in folds])) for folds in seeds])
+
+    def of(fold: Fold) -> float:
+        return area(curve(fold), currency, most, fold["exits"][0]["score"])
+
+    return _spread("area", [float(np.mean([of(fold) for fold in folds])) for folds in seeds])
 
 
-def area(points: Sequence[Mapping[str, Any]], currency: str, most: float) -> float:
-    """Mean score over the logarithm of the speed-up from 1 to `most`: the curve of the best score at least that fast.
+def area(points: Sequence[Mapping[str, Any]], currency: str, most: float, beyond: float) -> float:
+    """Mean score over the logarithm of the speed-up from 1 to `most`, each time of the slowest setting that is so fast.
 
-    A speed-up that no setting reaches counts with the score of the fastest setting.
+    Which settings there are was decided on calibration rows; none is chosen here by its score. A speed-up that no
+    setting reaches counts with `beyond`, the score of exit 1 alone.
     """
-    ordered = sorted((point["speedup"][currency], point["score"]) for point in points)
-    speeds, scores = np.array([p[0] for p in ordered]), np.array([p[1] for p in ordered])
-    best = np.maximum.accumulate(scores[::-1])[::-1]  # of all settings at least as fast
+    ordered = sorted(((point["speedup"][currency], point["score"]) for point in points), key=lambda one: one[0])
+    speeds, scores = np.array([p[0] for p in ordered]), np.array([*(p[1] for p in ordered), beyond])
     grid = np.exp(np.linspace(0, np.log(most), 101)) if most > 1 else np.ones(1)
-    return float(best[np.minimum(np.searchsorted(speeds, grid - 1e-9), len(best) - 1)].mean())
+    return float(scores[np.searchsorted(speeds, grid - 1e-9)].mean())
 
 
 def _curves(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> list[dict[str, Any]]:

@@ -140,9 +140,9 @@ def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
         stratify = ids if counts.min() >= 2 and size >= len(counts) else None
     rest, aside = train_test_split(np.arange(len(train)), test_size=size, random_state=seed, stratify=stratify)
     kept = train.select(np.sort(rest).tolist())
-    seen = set(_texts(kept))
+    seen = set(texts(kept))
     candidates = train.select(np.sort(aside).tolist())
-    calibration = candidates.select([i for i, text in enumerate(_texts(candidates)) if text not in seen])
+    calibration = candidates.select([i for i, text in enumerate(texts(candidates)) if text not in seen])
     if not len(calibration):
         raise UsageError(
             f"none of the {size} rows set aside from the training rows of {train.origin.source} for "
@@ -152,7 +152,7 @@ def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
     return kept, calibration
 
 
-def _texts(rows: Rows) -> list[tuple[str, ...]]:
+def texts(rows: Rows) -> list[tuple[str, ...]]:
     """Each row's text or pair, to compare rows by."""
     names = ["text", "text_pair"] if rows.pair else ["text"]
     return list(zip(*(rows.data[name][:] for name in names), strict=True))

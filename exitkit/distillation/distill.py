@@ -177,7 +177,7 @@ def _checked(settings: DistillConfig, partial: Path, on_calibration: bool = Fals
     data = _data(settings, teachers[0])
     if on_calibration:
         data = replace(data, evaluation=data.calibration)
-    unlabelled = unlabelled_rows(settings.unlabelled if settings.data is not None else None, data.train)
+    unlabelled = unlabelled_rows(settings.unlabelled if settings.data is not None else None, data)
     metric = _metric(settings.metric, data)
     if settings.class_weights is not None and data.train.task is None:
         raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")

@@ -22,7 +22,7 @@ RUN = "run.json"
 DONE = "done"
 WEIGHTS = "model.safetensors"
 SPENT = "spent.json"
-FREE = {"output", "resume", "overwrite", "threads", "cache"}
+FREE = {"output", "resume", "overwrite", "threads", "device", "cache"}
 """Settings that may differ when a run is resumed."""
 
 

@@ -62,6 +62,11 @@ def check(job: Job, phases: Sequence[Phase]) -> None:
     for phase in phases:
         if names.count(phase.name) > 1:
             raise UsageError(f"the recipe has two phases called '{phase.name}'.")
+        if not any(group.parameters for group in phase.groups):
+            raise UsageError(
+                f"phase '{phase.name}' has nothing to train: the model has no exit before the last. Give --exits more "
+                "layers, or use another recipe."
+            )
         _arguments(job, phase, Path(phase.name))
 
 

@@ -21,7 +21,7 @@ from exitkit.config import TrainConfig
 from exitkit.data.batches import limit
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows, read, splits
-from exitkit.data.splits import TrainingData, label_array, training_and_calibration
+from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
 from exitkit.measure import Sample
@@ -79,11 +79,12 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     phases = phases_of("recipe", recipe_name, recipe, model, settings.epochs, epochs, start.fine_tuned)
     if settings.unlabelled is not None and not any(phase.label_free for phase in phases):
         raise UsageError(f"--unlabelled: no phase of recipe '{recipe_name}' can learn without labels.")
-    unlabelled = unlabelled_rows(settings.unlabelled, data.train)
+    unlabelled = unlabelled_rows(settings.unlabelled, data)
     job = Job(model, tokenizer, recipe, data.train, data.task, max_length, weights, settings, device, unlabelled)
     check(job, phases)
     folder = open_partial(partial, settings.resume)
-    same_run(partial, settings, {"training rows": data.train.hash()})
+    content = {"training rows": data.train.hash()}
+    same_run(partial, settings, content if unlabelled is None else {**content, "unlabelled rows": unlabelled.hash()})
     spent = run_phases(job, phases, folder)
     sample = Sample(data.evaluation, tokenizer, max_length, data.task, device)
     told = {"name": recipe_name, **dataclasses.asdict(recipe), "model": str(settings.model)}  # type: ignore[call-overload]
@@ -128,16 +129,26 @@ def attach_probes(
             model.probes[name] = probe
 
 
-def unlabelled_rows(source: str | None, train: Rows) -> Rows | None:
-    """The rows of `--unlabelled`, whose labels, if there are any, are not looked at."""
+def unlabelled_rows(source: str | None, data: TrainingData) -> Rows | None:
+    """The rows of `--unlabelled`, whose labels, if there are any, are not looked at.
+
+    Rows that settings will be chosen on, or that will be scored, are left out.
+    """
     if source is None:
         return None
+    train = data.train
     columns = Columns(train.origin.columns.text, train.origin.columns.text_pair)
     split = "train" if "train" in splits(source) else None
     rows = read(source, split, columns, use_labels="ignored")
     if rows.pair != train.pair:
         raise UsageError(f"--unlabelled {source}: must hold {'pairs of texts' if train.pair else 'single texts'}.")
-    return rows
+    kept_back = {*texts(data.calibration), *texts(data.evaluation)}
+    free = [number for number, text in enumerate(texts(rows)) if text not in kept_back]
+    if not free:
+        raise UsageError(f"--unlabelled {source}: all its rows are among those kept back for calibration and scores.")
+    if len(free) < len(rows):
+        log.warning("--unlabelled: %d rows that are kept back for calibration are left out", len(rows) - len(free))
+    return rows.select(free) if len(free) < len(rows) else rows
 
 
 def class_weights(asked: str | Mapping[str, float] | None, rows: Rows) -> torch.Tensor | None:

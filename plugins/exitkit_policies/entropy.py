@@ -8,6 +8,11 @@ from torch import Tensor
 from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob, label_entropy, normalised_entropy
 
 
+def _most(shape: Shape) -> float:
+    """The largest entropy in nats, ln C. Only `nats` needs more than 1, where everybody leaves without it."""
+    return max(1.0, math.log(shape.labels)) if shape.task in ("classification", "tagging") else 1.0
+
+
 @dataclass(frozen=True)
 class Entropy(ExitPolicy):
     """Leave once the normalised entropy of the exit's answer is below `threshold`.
@@ -21,7 +26,7 @@ class Entropy(ExitPolicy):
     In multi-label every label is a question of its own with the entropy of a coin, and the least certain one decides.
     """
 
-    threshold: float = knob(0.1, low=0.0, high=1.0, off=-1.0, raising="earlier", per_exit=True)
+    threshold: float = knob(0.1, low=0.0, high=_most, off=-1.0, raising="earlier", per_exit=True)
     nats: bool = False
 
     @classmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from exitkit.errors import UsageError
 from exitkit.hookspecs import Register, hookimpl
 from exitkit.recipe import EveryExit, Group, Phase, Recipe
 
@@ -31,7 +32,8 @@ class Berxit(Recipe):
     released: the probe's loss trains heads and encoder too.
 
     Where it differs: turns change with the optimiser step, not with the micro-batch, so that accumulation does not mix
-    them; the last exit's state is not among the probe's, since nobody decides there.
+    them; the last exit's state is not among the probe's, since nobody decides there; c is read before dropout, where
+    the released code reads it behind.
     """
 
     learning_rate: float = 2e-5
@@ -44,7 +46,9 @@ class Berxit(Recipe):
             del model.probes[PROBE]
 
     def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
-        """A single phase, `alternating`."""
+        """A single phase, `alternating`. Raises UsageError: only one exit, so that nobody can take turns."""
+        if len(model.exits) < 2:
+            raise UsageError("recipe 'berxit' needs an exit before the last; give --exits more layers.")
         parts = model.parts()
         heads = [*parts["heads"], *parts["probes"]]
         groups = [Group(parts["encoder"], self.learning_rate), Group(heads, self.head_learning_rate)]

@@ -25,9 +25,10 @@ class FastBert(TwoStage):
 
     FastBERT (2004.02178, section 3.2; released code): the second phase at ten times the learning rate, temperature 1,
     teacher first in the divergence (the paper writes it the other way round). It needs no labels, so texts of
-    `--unlabelled` join in. Where it differs: the released schedule of the second phase is as long as the first and ends
-    early, its teacher keeps its dropout, and its exits attend over tokens; here the schedule fits, the teacher is in
-    evaluation mode, and exits are exitkit's.
+    `--unlabelled` join in. Where it differs: in the first phase too the model's own head, which starts from nothing,
+    learns at `head_learning_rate` (released: 2e-5 for all). The released schedule of the second phase is as long as the
+    first and ends early, its teacher keeps its dropout, and its exits attend over tokens; here the schedule fits, the
+    teacher is in evaluation mode, and exits are exitkit's.
     """
 
     learning_rate: float = 2e-5

@@ -56,9 +56,9 @@ class Rome(Recipe):
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
         """The last exit's loss, and a label's and a teacher's for every other exit."""
         found = {LAST: seen.loss(seen.logits[-1])}
-        classes = seen.logits.shape[-1]
+        outcomes = 2 if seen.task.kind == "multi-label" else seen.logits.shape[-1]  # a label is a coin
         for number, logits in enumerate(seen.logits[:-1], start=1):
-            taught = distillation(seen.logits[-1].detach(), logits, seen.task, self.temperature) / classes
+            taught = distillation(seen.logits[-1].detach(), logits, seen.task, self.temperature) / outcomes
             found[f"exit_{number}"] = (1 - self.gamma) * seen.loss(logits)
             found[f"taught_{number}"] = self.gamma * taught
         return found
