@@ -196,6 +196,23 @@ def test_few_runs_come_close_to_a_fine_grid(seed: int) -> None:
         assert pick(found, "layers", target).score > pick(grid, "layers", target).score - 0.015
 
 
+@pytest.mark.parametrize("band", [(0.45, 0.55), (0.49, 0.51), (0.62, 0.64)])
+def test_gates_that_say_nearly_the_same_still_reach_their_targets(band: tuple[float, float]) -> None:
+    """As gates that have hardly learned do: nearly every setting skips everything or nothing."""
+    gates = np.random.default_rng(0).uniform(*band, size=(6, 400))
+
+    def evaluate(plan: Schedule) -> Candidate:
+        ran = (gates < plan.settings["skip_at"]).sum(axis=0)
+        speedup = 6 * 400 / max(1.0, float(ran.sum()))
+        return Candidate(dict(plan.settings), {"layers": speedup}, 0.5 + 0.05 * ran.mean(), torch.tensor(ran))
+
+    where = space()
+    found = pareto.candidates(where, evaluate, "layers")
+    for target in (1.5, 2.0, 3.0):
+        found = pareto.nearer(where, found, evaluate, "layers", target)
+        assert pick(found, "layers", target).speedup["layers"] == pytest.approx(target, rel=0.1)
+
+
 def test_a_plateau_with_all_the_life_at_one_end_is_found_out() -> None:
     asked: list[float] = []
 

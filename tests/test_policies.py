@@ -86,7 +86,6 @@ def test_a_list_gives_every_exit_its_own_threshold() -> None:
     [
         ("entropy", {"treshold": 0.1}, "Did you mean 'threshold'"),
         ("entropy", {"threshold": 1.5}, "out of range; allowed are 0 to 1.09861 or 'off'"),  # ln 3, for nats
-        ("confidence", {"threshold": 1.5}, "out of range; allowed are 0 to 1"),
         ("entropy", {"threshold": "high"}, "not a number"),
         ("entropy", {"threshold": float("nan")}, "not a number"),
         ("entropy", {"threshold": [0.1, 0.2]}, "got 2 values"),

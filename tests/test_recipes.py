@@ -333,6 +333,15 @@ def test_every_recipe_trains_shared_layers_and_pre_norm(
     assert exitkit.load(tmp_path / "model").predict(["the film was good"])[0]["exit"] == 4
 
 
+@pytest.mark.parametrize("family", ["albert with two groups of two", "electra with narrow embeddings"])
+def test_smartbert_learns_in_half_precision_where_embeddings_are_projected(
+    family: str, encoder: Path, tmp_path: Path
+) -> None:
+    start = start_of(family, encoder, tmp_path / "start")
+    given = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 32, "max_length": 16, "precision": "bf16"}
+    assert exitkit.train(model=str(start), output=tmp_path / "model", recipe="smartbert", **given)["exits"]
+
+
 def test_frozen_parts_of_fastbert_stay_bit_identical_and_unlabelled_texts_join(encoder: Path, tmp_path: Path) -> None:
     given = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 128}
     texts = tmp_path / "more.csv"

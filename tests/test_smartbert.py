@@ -18,9 +18,10 @@ from transformers import AutoModelForSequenceClassification
 
 import exitkit
 from exitkit import artifact
+from exitkit.data.sources import read
 from exitkit.errors import UsageError
 from exitkit.loop import full_pass, run
-from exitkit.measure import score
+from exitkit.measure import Sample, gates_only, run_all, score
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.recipe import EveryExit
@@ -205,7 +206,7 @@ def test_a_rate_above_the_target_is_pushed_down_and_the_published_penalty_only_p
     for recipe, sign in (
         (SmartBert(skip_rate=0.05), 1),
         (SmartBert(skip_rate=0.95), -1),
-        (SmartBert(penalty="published"), -1),
+        (SmartBert(penalty="published", gate_weight=1.0), -1),
     ):
         model = prepared(recipe)
         for progress in (0.0, 1.0):  # softly and through hard gates
@@ -299,11 +300,14 @@ def test_contrast_between_exits_works_with_every_pooling(pooling: str) -> None:
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.0, "skip nothing"), (1.0, "skip every layer"), (0.5, None)])
+@pytest.mark.parametrize(
+    ("skips", "words"), [((0.4, 0.45), "skip nothing"), ((0.55, 0.6), "skip every layer"), ((0.4, 0.6), None)]
+)
 def test_gates_that_skip_everything_or_nothing_are_reported_once(
-    share: float, words: str | None, caplog: pytest.LogCaptureFixture
+    skips: tuple[float, float], words: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen = EveryExit(torch.zeros(1, 2, 3), None, (1,), TASK, notes=noted([[0.5, 0.5]], [[share, share]]))
+    soft = noted([list(skips)], [list(skips)])  # what inference would do, while gates are soft
+    seen = EveryExit(torch.zeros(1, 2, 3), None, (1,), TASK, notes=soft)
     watch = Watch(SmartBert(), GATES)
     with caplog.at_level(logging.WARNING, "exitkit"):
         for _ in range(2):
@@ -324,12 +328,12 @@ def test_averages_are_over_the_batches_since_the_last_report() -> None:
             return ()
 
     watch = Watch(Listening(), GATES)
-    for shares in ([0.0, 0.5], [1.0]):
-        for share in shares:
-            notes = noted([[0.5, 0.5]], [[share, share]])
+    for skips in ([0.45, 0.55], [0.6]):  # what inference would do, also while gates are soft
+        for skip in skips:
+            notes = noted([[skip, skip]], [[skip, skip]])
             watch.see(EveryExit(torch.zeros(1, 2, 3), None, (1,), TASK, notes=notes))
         watch.on_log(None, None, None)
-    assert given == [{"skipped": 0.25}, {"skipped": 1.0}]
+    assert given == [{"skipped": 0.5}, {"skipped": 1.0}]
 
 
 def test_gates_that_are_pushed_shut_are_reported_while_they_train(
@@ -454,7 +458,13 @@ def test_metrics_say_what_the_gates_do(smart: tuple[Path, dict, dict]) -> None:
     assert report["ungated_score"] == report["exits"][-1]["score"]
     assert 0 <= report["gated_score"] <= 1
     assert len(report["skipped"]) == 4
-    assert report["skip_rate"] == pytest.approx(sum(report["skipped"]) / 4)
+    model = artifact.read(folder, REGISTRY)
+    rows = read("demo:reviews", "validation", task=model.task)
+    gates = run_all(model, Sample.of(rows, model).batches(64), gates_only("skip-gate", model, REGISTRY), "gates")
+    ran = gates.layers.float()
+    assert report["rows"] == len(ran)
+    assert report["skip_rate"] == pytest.approx(float((4 - ran).mean()) / 4), "of rows"
+    assert report["skipped"] == pytest.approx([1 - q / gates.work.tokens for q in gates.work.queries]), "of tokens"
 
 
 @pytest.mark.parametrize("saves", [3])  # on the way from soft gates to hard ones

@@ -239,9 +239,13 @@ def _log_speedup(candidate: Candidate, currency: str, where: Space) -> float:
 
 
 def _unbeaten(found: Sequence[Candidate], currency: str) -> list[Candidate]:
-    """Settings that no other beats in both speed-up and score, slow to fast."""
+    """Settings that no other beats in both speed-up and score, slow to fast.
+
+    Of settings that give the same, the newest: halving towards an older one would ask for its middle again.
+    """
     kept: list[Candidate] = []
-    for candidate in sorted(found, key=lambda one: (-one.speedup[currency], -one.score)):
+    newest_first = found[::-1]
+    for candidate in sorted(newest_first, key=lambda one: (-one.speedup[currency], -one.score)):
         if not kept or candidate.score > kept[-1].score:
             kept.append(candidate)
     return kept[::-1]
@@ -277,10 +281,12 @@ def nearer(
         if not (faster and slower) or any(one.score >= faster[0].score for one in within):
             break
         good = faster[0].score
+        newest = found[::-1]  # of settings that give the same
         above = min(  # as good as that one, and perhaps slower
-            (one for one in found if one.speedup[currency] > high and one.score >= good),
+            (one for one in newest if one.speedup[currency] > high and one.score >= good),
             key=lambda one: one.speedup[currency],
         )
+        slower = [one for one in newest if one.speedup[currency] < low]
         below = [max(slower, key=lambda one: (min(one.score, good), one.speedup[currency]))]
         if not within:
             below.append(max(slower, key=lambda one: one.speedup[currency]))

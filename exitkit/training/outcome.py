@@ -66,9 +66,10 @@ def score_exits(
 
 
 def score_gates(model: Artifact, registry: Registry, sample: Sample, metric: str) -> dict[str, Any]:
-    """What a model with gates scores at its last exit with and without them, and what share of each layer they skip.
+    """What a model with gates scores at its last exit with and without them, and how much they skip.
 
-    Shares are of tokens. Empty for a model without gates.
+    `skip_rate` is the share of layers that a row skips, averaged over rows, as recipe `smartbert` aims at it; `skipped`
+    what share of the tokens skips each layer, as work counts it. Empty for a model without gates.
     """
     name = next((name for name in model.model.probes if has_gates(registry.policy(name))), None)
     if name is None:
@@ -83,7 +84,7 @@ def score_gates(model: Artifact, registry: Registry, sample: Sample, metric: str
     return {
         "gated_score": scored.score,
         "ungated_score": scored.full_score,
-        "skip_rate": sum(skipped) / len(skipped),
+        "skip_rate": 1 - float(gated.layers.float().mean()) / model.model.shape.layers,
         "skipped": skipped,
     }
 

@@ -25,6 +25,7 @@ SKIPS_FROM = 0.5
 INNER = 128
 SKIPPED = "skipped"
 CHOICES = {"penalty": ("rate", "published"), "exit_states": ("met", "published")}
+WEIGHTS = {"rate": 5.0, "published": 0.04}
 SHARES = ("skip_rate", "soft", "layer_contrast", "exit_contrast")
 
 
@@ -42,7 +43,8 @@ class SmartBert(Recipe):
 
     - `penalty`: `rate` is (r − skip_rate)², r the share of layers that inference would skip, with the gradient of g. It
       counts hard gates in the soft part too: a mean of soft ones is held by gates that all say 0.3 and skip nothing.
-      `published` is 1/Σ mean g, which only pushes up and fades as gates open. `gate_weight` is w, published as 0.04.
+      `published` is 1/Σ mean g, which only pushes up and fades as gates open. `gate_weight` is w; 0 is 5 for
+      `rate` and the published 0.04 for `published`.
     - `exit_states`: `met` trains an exit on the states that it meets at inference, with the sequences that have run a
       layer since the exit before; `published` on u of all sequences, also where the gate skips the layer.
     - `gate`: the kind of gate, `attention` as published or `linear`.
@@ -60,7 +62,7 @@ class SmartBert(Recipe):
     gate: str = "attention"
     penalty: str = "rate"
     skip_rate: float = 0.3
-    gate_weight: float = 5.0
+    gate_weight: float = 0.0
     soft: float = 0.6
     exit_states: str = "met"
     layer_contrast: float = 0.01
@@ -136,12 +138,12 @@ class SmartBert(Recipe):
         share = self.layer_contrast
         found = {
             "last": (1 - share) * seen.loss(seen.logits[-1]),
-            "penalty": (1 - share) * self.gate_weight * self.pressure(notes),
+            "penalty": (1 - share) * (self.gate_weight or WEIGHTS[self.penalty]) * self.pressure(notes),
         }
         if share > 0 and len(notes) > 1:
             assert seen.model is not None
             points = [
-                normalize(project(note.before.hidden).float(), dim=-1)
+                normalize(project(note.before.hidden.float()), dim=-1)  # losses stand outside of autocast
                 for project, note in zip(_projectors(seen.model, GATES), notes, strict=True)
             ]
             lengths, heat = notes[0].before.lengths, self.layer_temperature
@@ -194,12 +196,12 @@ class SmartBert(Recipe):
         ):
             states = seen.model.encoder.finished(seen.notes[layer - 1].read).hidden
             wide = torch.cat([states, states], dim=-1) if head.pooling == "mix" else states
-            found.append(normalize(project(torch.tanh(head.dense(wide))).float(), dim=-1))
+            found.append(normalize(project(torch.tanh(head.dense(wide.float()))), dim=-1))
         return found
 
     def watched(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
-        """How much is skipped."""
-        return {SKIPPED: torch.stack([note.weight.float().mean() for note in seen.notes]).mean()}
+        """How much inference would skip."""
+        return {SKIPPED: torch.stack([hardened(note.skip).float().mean() for note in seen.notes]).mean()}
 
     def remarks(self, phase: str, averages: Mapping[str, float]) -> Sequence[str]:
         """Gates that skip everything or nothing."""
