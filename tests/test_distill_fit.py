@@ -79,17 +79,35 @@ def test_the_largest_student_that_fits(
 
 
 def test_a_layer_is_taken_away_as_long_as_the_clock_says_less(teacher: Teacher, clock: list[float]) -> None:
-    clock += [1.2, 1.29]  # 3 layers; then 2, which are within 3 % of the target
+    clock += [1.2, 1.29]  # 3 layers; then 2, promised 2 * 1.2 / 1.33 = 1.8x and within 3 % of the target
     found = fitted(teacher, target_speedup="1.3x")
     assert (found.layers, found.measured) == (2, 1.29)
+
+
+def test_narrower_students_are_tried_when_no_layer_is_left(teacher: Teacher, clock: list[float]) -> None:
+    clock += [1.5, 3.0]
+    found = fitted(teacher, target_speedup="2x", student_layers=2)
+    assert (found.layers, found.width, found.measured) == (2, 16, 3.0)
+
+
+def test_what_is_within_three_percent_is_not_made_smaller(teacher: Teacher, clock: list[float]) -> None:
+    assert fitted(teacher, target_speedup="2.05x").layers == 2, "2x is 0.976 of it"
+
+
+def test_widths_that_cannot_be_cut_out_are_passed_over(
+    teacher: Teacher, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "misfit", lambda student, whole: "no" if student.shape.width == 32 else None)
+    assert fitted(teacher, target_speedup="1x").width == 16
+    assert fitted(teacher, target_speedup="1x", extract="none").width == 32
 
 
 def test_what_the_clock_never_confirms_is_said(
     teacher: Teacher, clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock += [1.0, 1.0]
+    clock += [1.0, 1.1, 1.0, 1.0, 1.0]
     assert fitted(teacher, target_speedup="1.3x").layers == 2
-    assert "1.00x as fast as its teacher here, not 1.3x" in caplog.text
+    assert "1.10x as fast as its teacher here, not 1.3x" in caplog.text
 
 
 @pytest.mark.parametrize("given", [{}, {"student_width": 16}, {"student_layers": 3}])
@@ -110,8 +128,9 @@ def test_the_student_is_built_and_its_speed_reported(trained: Path, tmp_path: Pa
     report = exitkit.distill(teacher=str(trained), output=tmp_path / "s", target_speedup=1.2, **quick)
     told = report["student"]["speedup"]
     assert told["target"] == 1.2
-    assert told["measured"] > 0
-    assert (report["student"]["layers"], report["student"]["width"]) < (4, 33)
+    assert told["predicted"] >= 0.97 * 1.2
+    assert told["measured"] > 0.3
+    assert (report["student"]["layers"], report["student"]["width"]) != (4, 32)
     assert len(exitkit.load(tmp_path / "s").predict(["a good film"])) == 1
 
 

@@ -68,7 +68,11 @@ def test_without_labels_the_teacher_alone_teaches() -> None:
 def test_rows_without_a_label_do_not_enter_the_labels_part() -> None:
     some = answer_losses(seen([1, 2], [True, False]), "soft", 1.0, 0.5)
     alone = float(cross_entropy(STUDENT[1, :1], torch.tensor([1])))
-    assert some["exit_2"].item() == pytest.approx(3 / 4 * 0.5 * alone, rel=1e-5)
+    assert some["exit_2"].item() == pytest.approx(3 / 4 * 0.5 * alone / 2, rel=1e-5), "a mean over both rows"
+    first, second = (kl(TEACHER[row : row + 1], STUDENT[1, row : row + 1], 1.0) for row in (0, 1))
+    assert some["taught_2"].item() == pytest.approx(3 / 4 * (0.5 * first + second) / 2, rel=1e-5)
+    taught = answer_losses(seen([1, 2], [True, False]), "soft", 1.0, 1.0)["taught_2"]
+    assert taught.item() == pytest.approx(3 / 4 * second / 2, rel=1e-5), "whatever `hard`, the others learn from it"
     nobody = answer_losses(seen([1, 2], [False, False]), "soft", 1.0, 0.5)
     assert nobody["exit_2"].item() == 0
 

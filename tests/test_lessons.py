@@ -19,10 +19,13 @@ from exitkit.distillation.store import Store, kept_rows, shares
 from exitkit.distillation.teacher import load_teachers
 from exitkit.distiller import Lesson, Reads
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.inside import Inside
 from exitkit.loop import full_pass
 from exitkit.plugins import installed
+from exitkit.recipe import Passed
 from exitkit.training.phases import Job, all_rows
 from exitkit.training.recipes.joint import Joint
+from exitkit.training.trainer import _also
 
 CPU = torch.device("cpu")
 READS = {
@@ -230,3 +233,20 @@ def test_teachers_of_other_labels_or_without_a_head_are_refused(trained: Path, e
     ):
         with pytest.raises(UsageError, match=words):
             load_teachers(sources, installed(), CPU, None)
+
+
+def test_a_phase_that_does_not_ask_the_teacher_learns_without_it(teacher, tmp_path: Path) -> None:
+    tutor = lessons([teacher], tmp_path, WHOLE, {"alone": Reads(answers=False)})
+    lesson, _ = taught(tutor, "alone", ROWS)
+    assert lesson == Lesson(None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_notes_are_taken_beside_a_method_that_says_more_of_a_layer(teacher) -> None:
+    batch = next(iter(batches(encode(read("demo:reviews", "train[:4]"), teacher.tokenizer, 32), teacher.tokenizer, 4)))
+    batch.pop("labels")
+    notes = Inside(teacher.model.encoder, [2], [])
+    embedded, between = _also(None, lambda index, before, after: Passed(after, note=index), notes)
+    found = full_pass(teacher.model, batch, embedded, between)
+    assert found.notes == (0, 1, 2, 3)
+    assert len(notes.states(2)) == int(batch["attention_mask"].sum())

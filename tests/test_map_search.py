@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Value
@@ -52,7 +53,14 @@ def test_the_best_and_uniform_are_judged_again_and_the_best_mean_wins() -> None:
     by_hand = Found(
         (1,), (Tried(0, (1,), 7, 0.5), Tried(0, (0,), 7, 0.6), Tried(1, (1,), 8, 0.8), Tried(1, (0,), 8, 0.5))
     )
-    assert by_hand.seeds_differ() == pytest.approx(0.2)
+    assert by_hand.seeds_differ() == pytest.approx(np.std([0.3, -0.1], ddof=1)), "what all maps gain does not count"
+
+
+def test_a_student_that_always_says_the_same_is_worth_little_without_labels() -> None:
+    constant = [{"score": 1.0, "teacher_agreement": 0.5}, {"score": 1.0, "teacher_agreement": 0.5}]
+    copy = [{"score": 0.9, "teacher_agreement": 0.9}, {"score": 1.0, "teacher_agreement": 1.0}]
+    assert module.worth(copy, labelled=False) > module.worth(constant, labelled=False)
+    assert module.worth(copy, labelled=True) == pytest.approx(0.95)
 
 
 def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -124,6 +132,6 @@ def test_a_student_of_the_best_map(trained: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_only_methods_that_compare_layers_search(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="method 'logits' compares no layers"):
+    with pytest.raises(UsageError, match="--layer-map search: method 'logits' compares no layers"):
         exitkit.distill(teacher=str(trained), data="demo:reviews", output=tmp_path / "s", layer_map="search")
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ class Runs:
         for candidate in _read(file, about):
             self.known[_key(candidate.settings)] = candidate
         if self.known:
-            log.info("going on with an interrupted search: %d settings have been run", len(self.known))
+            log.info("%d settings are known from an earlier search of the same and are not run again", len(self.known))
         lines = [json.dumps(about), *map(_line, self.known.values())]
         write_text(file, "".join(f"{line}\n" for line in lines))  # without a last line that was cut off
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -231,6 +232,7 @@ class Study:
         """All that a live run depends on besides its settings."""
         return {
             "policy": name,
+            "code": _source(self.registry.policy(name)),
             "exitkit": exitkit.__version__,
             "weights": [_digest(self.model.folder / file) for file in (WEIGHTS, EXITS)],
             "precision": str(next(self.model.model.parameters()).dtype),
@@ -238,6 +240,15 @@ class Study:
             "metric": self.metric,
             "limits": self.limits.as_dict(self.model.card.labels),
         }
+
+
+def _source(policy: type[ExitPolicy]) -> str:
+    """A digest of the file that a policy is written in; of nothing where it has none."""
+    try:
+        file = inspect.getfile(policy)
+    except (OSError, TypeError):
+        return ""
+    return _digest(Path(file))
 
 
 def runs_file(folder: Path, name: str) -> Path:

@@ -110,7 +110,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
     partial = _check_output(settings)
     searches = settings.layer_map == SEARCH
-    work = _checked(_with_map(settings, ANY_MAP) if searches else settings, partial)
+    work = _checked(settings, partial)
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, work.content())
     if work.size is not None:
@@ -147,13 +147,21 @@ def _searched(work: Work, folder: Path) -> map_search.Found:
         (folder / PROXY).mkdir()
         exits, _, _ = _taught(proxy, folder / PROXY)
         shutil.rmtree(folder / PROXY)
-        return float(np.mean([one["score"] for one in exits]))
+        return worth(exits, needs_labels(proxy.metric))
 
     remembered = map_search.Remembered(judge, folder / map_search.FILE)
     student, teacher = work.student.model.shape.layers, work.teachers[0].model.shape.layers
     return map_search.search(
         remembered, student, teacher, settings.seed, settings.search_generations, settings.search_population
     )
+
+
+def worth(exits: Sequence[Mapping[str, float]], labelled: bool) -> float:
+    """Fitness of a student: the mean score of its exits; without labels how often they say what the teacher says.
+
+    (Agreement as a metric is with the student's own last exit, which a student that always says the same has in full.)
+    """
+    return float(np.mean([one["score" if labelled else "teacher_agreement"] for one in exits]))
 
 
 def _without_epochs(options: dict[str, Any]) -> dict[str, Any]:
@@ -274,12 +282,13 @@ def _with_layer_map(settings: DistillConfig, registry: Registry) -> Choice:
     choice = settings.method
     if settings.layer_map is None or len(choice.name) != 1:
         return choice
+    stands_for = ANY_MAP if settings.layer_map == SEARCH else settings.layer_map
     method = registry.distiller(choice.name[0])
     if "layer_map" not in {field.name for field in dataclasses.fields(method)}:  # type: ignore[arg-type]
         raise UsageError(
             f"--layer-map {settings.layer_map}: method '{choice.name[0]}' compares no layers; method 'layers' does."
         )
-    return Choice(name=choice.name, **{**choice.options, "layer_map": settings.layer_map})
+    return Choice(name=choice.name, **{**choice.options, "layer_map": stands_for})
 
 
 def _data(settings: DistillConfig, teacher: Teacher) -> TrainingData:

@@ -18,6 +18,7 @@ from exitkit.calibration.calibrate import REACHED
 from exitkit.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows
+from exitkit.distillation.extraction import misfit
 from exitkit.distillation.student import bare, resized
 from exitkit.distillation.teacher import Teacher
 from exitkit.errors import UsageError
@@ -36,7 +37,7 @@ BATCH = 32
 MOST_BATCHES = 16
 ROUNDS = 3
 LEAST_LAYERS = 2
-MOST_TRIES = 3
+MOST_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def fit(settings: DistillConfig, teacher: Teacher, rows: Rows, task: Task, regis
 
     It keeps the teacher's width and as many layers as fit into the time. If fewer than two do, it gets the largest
     width at which two or more fit. What is given of --student-layers and --student-width stays. The choice comes from a
-    measured table of layer times and is confirmed on the clock; if that says less, a layer is taken away.
+    measured table of layer times and is confirmed on the clock; where that says less, smaller ones are tried, by what
+    the table promises times what the clock made of it.
 
     Args:
         settings: with a target, and without a student that has a size of its own.
@@ -104,11 +106,20 @@ def fit(settings: DistillConfig, teacher: Teacher, rows: Rows, task: Task, regis
     fewest = settings.student_layers or min(LEAST_LAYERS, theirs.layers)
     most = settings.student_layers or theirs.layers
     widths = [settings.student_width] if settings.student_width else range(theirs.width, 0, -per_head)
+    pace, tried = 1.0, []  # what the clock says ÷ what the table promises
     for width in widths:
-        speeds = {layers: clock_.predicted(layers, width) for layers in range(most, fewest - 1, -1)}
-        layers = next((layers for layers, speed in speeds.items() if speed >= target), None)
-        if layers is not None:
-            return _confirmed(clock_, target, layers, width, fewest)
+        if clock_.unfit(width):
+            continue
+        for layers in range(most, fewest - 1, -1):
+            if pace * clock_.predicted(layers, width) < REACHED * target:
+                continue
+            found = clock_.measured(target, layers, width)
+            tried.append(found)
+            pace = found.measured / found.predicted
+            if found.measured >= REACHED * target or len(tried) == MOST_TRIES:
+                return _settled(max(tried, key=lambda one: min(one.measured, REACHED * target)))
+    if tried:
+        return _settled(max(tried, key=lambda one: one.measured))
     raise UsageError(
         f"--target-speedup {target:g}x: the smallest student, {fewest} layers of width {widths[-1]}, is "
         f"{clock_.predicted(fewest, widths[-1]):.2f}x as fast as the teacher here. Ask for less, allow fewer "
@@ -116,18 +127,13 @@ def fit(settings: DistillConfig, teacher: Teacher, rows: Rows, task: Task, regis
     )
 
 
-def _confirmed(clock_: _Clock, target: float, layers: int, width: int, fewest: int) -> Fit:
-    """The size, timed beside the teacher; with a layer less as long as the clock asks for it."""
-    for _ in range(MOST_TRIES):
-        found = clock_.measured(target, layers, width)
-        if found.measured >= REACHED * target or layers == fewest:
-            break
-        layers -= 1
-    if found.measured < REACHED * target:
+def _settled(found: Fit) -> Fit:
+    """The choice, with a warning where the clock never said what was asked for."""
+    if found.measured < REACHED * found.target:
         log.warning(
             "the student is %.2fx as fast as its teacher here, not %gx: the table of layer times promised %.2fx",
             found.measured,
-            target,
+            found.target,
             found.predicted,
         )
     log.info("%d layers of width %d: %.2fx as fast as the teacher", found.layers, found.width, found.measured)
@@ -143,16 +149,19 @@ class _Clock:
         self.settings, self.teacher, self.timed, self.task, self.registry = settings, teacher, timed, task, registry
         self.sequences = np.array([float(batch["input_ids"].shape[0]) for batch in timed])
         self.tokens = np.array([float(batch["attention_mask"].sum()) for batch in timed])
-        self.full = self._seconds(layer_time.measure(teacher.model, timed, BATCH), teacher.model.shape.layers)
-        self.tables: dict[int, layer_time.LayerTimes] = {}
+        theirs = teacher.model.shape
+        self.tables = {theirs.width: layer_time.measure(teacher.model, timed, BATCH)}
+        self.full = self._seconds(self.tables[theirs.width], theirs.layers)
 
     def predicted(self, layers: int, width: int) -> float:
         """From the table of a width, which is measured once, on a student of one layer."""
         if width not in self.tables:
-            same = width == self.teacher.model.shape.width
-            model = self.teacher.model if same else self._bare(1, width)
-            self.tables[width] = layer_time.measure(model, self.timed, BATCH)
+            self.tables[width] = layer_time.measure(self._bare(1, width), self.timed, BATCH)
         return self.full / self._seconds(self.tables[width], layers)
+
+    def unfit(self, width: int) -> bool:
+        """Whether no student of this width can be cut out of the teacher, where it is to be."""
+        return self.settings.extract != "none" and misfit(self._bare(1, width), self.teacher.model) is not None
 
     def measured(self, target: float, layers: int, width: int) -> Fit:
         """In turn with the teacher, on the same batches."""

@@ -44,6 +44,11 @@ class Layout:
             *(3 * states for _ in self.vectors),
         ]
 
+    @property
+    def nothing(self) -> bool:
+        """Whether the teacher is not asked at all."""
+        return self.size(1) == 0
+
     def size(self, tokens: int) -> int:
         """Numbers in a record."""
         return sum(self.parts(tokens))
@@ -91,7 +96,8 @@ class Lessons:
     def prepare(self, phase: str) -> None:
         """Ask about all rows that are kept."""
         one = self.layouts[phase]
-        self.stores[one].fill(lambda rows: self._ask(one, rows))
+        if not one.nothing:
+            self.stores[one].fill(lambda rows: self._ask(one, rows))
 
     def notes(self, phase: str) -> Inside:
         """An empty record of what a phase looks at inside the student."""
@@ -101,6 +107,8 @@ class Lessons:
     def lesson(self, phase: str, rows: Tensor, mask: Tensor, own: Inside) -> Lesson:
         """What the teachers say of rows [B] with the student's mask [B, N], beside the student's notes."""
         numbers, read, one = rows.tolist(), self.reads[phase], self.layouts[phase]
+        if one.nothing:
+            return Lesson(None)
         records = self.records(phase, numbers)
         logits = torch.stack([record[: one.classes] for record in records]) if read.answers else None
         if not read.inside:

@@ -29,19 +29,26 @@ def check_answers(loss: str, temperature: float, hard: float) -> None:
 def answer_losses(seen: EveryExit, loss: str, temperature: float, hard: float) -> dict[str, Tensor]:
     """What every exit learns from the teacher's answers and, where there are any, from labels.
 
-    Of exit e on layer ℓ, ℓ/Σℓ times (1 − hard) · `answer_loss` + hard · the task's own loss; without any label,
-    `answer_loss` alone. A batch that happens to have no label counts none.
+    Of exit e on layer ℓ, ℓ/Σℓ times the mean over rows of (1 − hard) · `answer_loss` + hard · the task's own loss for
+    rows with a label, and of `answer_loss` alone for rows without one.
     """
     assert seen.lesson is not None
     assert seen.lesson.logits is not None
     teacher, total = seen.lesson.logits, sum(seen.layers)
-    share = hard if seen.labels is not None else 0.0
+    labelled = torch.zeros(len(teacher), dtype=torch.bool, device=teacher.device)
+    if seen.labels is not None:
+        labelled = ~labelled if seen.labelled is None else seen.labelled
+    parts = [(rows, share) for rows, share in ((labelled, 1 - hard), (~labelled, 1.0)) if rows.any()]
     found: dict[str, Tensor] = {}
     for number, (layer, logits) in enumerate(zip(seen.layers, seen.logits, strict=True), start=1):
         weight = layer / total
-        found[f"taught_{number}"] = weight * (1 - share) * answer_loss(seen, teacher, logits, loss, temperature)
-        if share:
-            found[f"exit_{number}"] = weight * share * seen.loss(logits)
+        taught = [
+            share * rows.float().mean() * answer_loss(seen, teacher[rows], logits[rows], loss, temperature)
+            for rows, share in parts
+        ]
+        found[f"taught_{number}"] = weight * torch.stack(taught).sum()
+        if hard and seen.labels is not None:
+            found[f"exit_{number}"] = weight * hard * labelled.float().mean() * seen.loss(logits)
     return found
 
 

@@ -15,6 +15,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.samplers import NSGAIISampler
 
+from exitkit.artifact import write_text
 from exitkit.distillation.layer_map import layer_map
 
 log = logging.getLogger("exitkit")
@@ -48,10 +49,13 @@ class Found:
     known: Mapping[str, str] = field(default_factory=dict)  # names of maps that have one, by their text
 
     def seeds_differ(self) -> float:
-        """Mean difference of the scores of one map under two seeds: what no search can see below."""
+        """How far seeds move maps apart: the deviation of a map's change of score from one seed to the other.
+
+        What all maps gain or lose alike does not count. Differences below this mean nothing.
+        """
         first = {one.layer_map: one.score for one in self.tried[::-1] if one.seed == self.tried[0].seed}
-        apart = [abs(one.score - first[one.layer_map]) for one in self.tried if one.seed != self.tried[0].seed]
-        return float(np.mean(apart))
+        moved = [one.score - first[one.layer_map] for one in self.tried if one.seed != self.tried[0].seed]
+        return float(np.std(moved, ddof=1)) if len(moved) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -78,7 +82,7 @@ class Remembered:
                 break
         if self.known:
             log.info("going on with an interrupted search: %d maps have been tried", len(self.known))
-        file.write_text("".join(map(_line, self.known, self.known.values())), encoding="utf-8")
+        write_text(file, "".join(map(_line, self.known, self.known.values())))
 
     def __call__(self, layer_map: Map, seed: int) -> float:
         """The score of a map under a seed."""

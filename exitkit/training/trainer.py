@@ -27,7 +27,7 @@ from exitkit.errors import UsageError, one_of
 from exitkit.inside import Inside
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
-from exitkit.recipe import EveryExit, Phase, Recipe
+from exitkit.recipe import EveryExit, Passed, Phase, Recipe
 from exitkit.stream import Stream
 from exitkit.tasks import Task
 from exitkit.training.adversarial import FastGradient
@@ -191,14 +191,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 def _also(
     embedded: Callable[[Stream], Stream] | None, between: Callable[..., Any] | None, notes: Inside
-) -> tuple[Callable[[Stream], Stream], Callable[..., Stream]]:
+) -> tuple[Callable[[Stream], Stream], Callable[..., Stream | Passed]]:
     """Hooks that do what they did and then take notes."""
 
     def below(stream: Stream) -> Stream:
         return notes.embedded(stream if embedded is None else embedded(stream))
 
-    def above(index: int, before: Stream, after: Stream) -> Stream:
-        return notes.between(index, before, after if between is None else between(index, before, after))
+    def above(index: int, before: Stream, after: Stream) -> Stream | Passed:
+        passed = after if between is None else between(index, before, after)
+        notes.between(index, before, passed.onward if isinstance(passed, Passed) else passed)
+        return passed
 
     return below, above
 
