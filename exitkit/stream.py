@@ -241,10 +241,7 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
         return part.stream, part.units
     sequence_of = _sequence_of(stream.lengths, live.device)
     waiting = _count(live, stream.sequence, stream.sequences)  # [S]
-    context: Tensor | bool = True
-    if context_halts:
-        context = (waiting == _count(torch.ones_like(live), stream.sequence, stream.sequences))[sequence_of]
-    awake = _awake(stream, live, context)  # [T]
+    awake = _awake(stream, live, _context(stream, live, sequence_of, context_halts))  # [T]
     live_units, awake_tokens = torch.stack([waiting, _count(awake, sequence_of, stream.sequences)]).tolist()
     keep = [count > 0 for count in live_units]
     if not any(keep):
@@ -262,15 +259,25 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
     return part.stream, part.units
 
 
-def resting(stream: Stream, live: Tensor) -> Stream:
-    """The same stream with units stopped: `live` [U] is False for those that compute no more.
+def resting(stream: Stream, live: Tensor, context_halts: bool = False) -> Stream:
+    """The same stream with units stopped: `live` [U] is False for those that compute no more, as in `halt`.
 
-    Nothing is dropped: training needs a row of every unit at every exit. Reads one small table from the device.
+    Nothing is dropped: training needs a row of every unit at every exit. So that something always computes, context
+    goes on in sequences that `halt` would drop. Reads one small table from the device.
     """
-    awake = _awake(stream, live, True)  # [T]
     sequence_of = _sequence_of(stream.lengths, live.device)
+    done = (_count(live, stream.sequence, stream.sequences) == 0)[sequence_of]
+    awake = _awake(stream, live, done | _context(stream, live, sequence_of, context_halts))  # [T]
     asking = tuple(_count(awake, sequence_of, stream.sequences).tolist())
     return replace(stream, live=live, active=_rows_where(awake, sum(asking)), asking=asking)
+
+
+def _context(stream: Stream, live: Tensor, sequence_of: Tensor, halts: bool) -> Tensor | bool:
+    """Whether tokens of no unit compute: always or, where they halt, [T] until the first unit of theirs has left."""
+    if not halts:
+        return True
+    waiting, everyone = (_count(mask, stream.sequence, stream.sequences) for mask in (live, torch.ones_like(live)))
+    return (waiting == everyone)[sequence_of]
 
 
 def _awake(stream: Stream, live: Tensor, context: Tensor | bool) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +38,7 @@ from exitkit.cost import ReplayCost, flops, full_work, prices
 from exitkit.data.batches import encode
 from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
+from exitkit.data.conll import conll, listed
 from exitkit.data.sources import labelled, read
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import Limits
@@ -47,11 +50,12 @@ from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
 from exitkit.prediction.reading import read as read_inputs
 from exitkit.prediction.words import batch_of
+from exitkit.prediction.writing import open_writer
 from exitkit.recipe import EveryExit
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
 from exitkit.stream import Stream, halt, pack, resting
-from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro
+from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
 from exitkit.training.losses import distillation
@@ -322,16 +326,106 @@ def byte_level() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", cls_token="<s>", sep_token="</s>")
 
 
-def test_offsets_of_words_hold_no_blanks() -> None:
-    text = "The plot was  bad"
-    (read_of,) = batch_of([text], byte_level(), 40)[1]
-    assert [text[start:end].strip() for start, end in read_of.offsets] == ["The", "plot", "was", "", "bad"]
-    assert [text[start:end] for start, end in read_of.offsets if text[start:end].strip()] == [
-        "The",
-        "plot",
-        "was",
-        "bad",
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The plot was  bad", "The|plot|was|bad"),
+        ("Anna\tSmith lives in Paris, near\u00a0Lyon.", "Anna|Smith|lives|in|Paris|,|near|Lyon|."),
+        ("He doesn't e-mail U.S. people, e.g. J. Doe...", "He|doesn't|e-mail|U.S.|people|,|e.g.|J.|Doe|..."),
+        ('"Well (really)!!"', '"|Well|(|really|)|!!|"'),
+        ("thanks @anna :-) #fun $5 100%", "thanks|@anna|:-)|#fun|$|5|100|%"),
+        ("她在北京 in 2024。", "她|在|北|京|in|2024|。"),
+        (" ", ""),
+        ("", ""),
+    ],
+)
+def test_words_of_a_text_are_the_same_for_every_tokenizer(text: str, words: str) -> None:
+    by_hand = words.split("|") if words else []
+    assert [text[start:end] for start, end in words_in(text)] == by_hand
+    batch, (read_of,) = batch_of([text], byte_level(), 90)
+    assert [text[start:end] for start, end in read_of.offsets] == by_hand
+    assert read_of.count == len(by_hand)
+    assert set(batch["words"][0].tolist()) - {-1} == set(range(len(by_hand)))
+
+
+@given(st.text(max_size=40))
+def test_words_of_any_text_are_in_order_and_leave_out_nothing_but_white_space(text: str) -> None:
+    places = words_in(text)
+    assert all(start < end for start, end in places)
+    assert all(before[1] <= after[0] for before, after in pairwise(places))
+    assert "".join(text[start:end] for start, end in places) == "".join(text.split())
+
+
+def test_texts_without_tags_are_read_in_the_same_words(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\n"Anna, in Paris."\n')
+    rows = read(str(tmp_path / "a.csv"), task=Tagging(BIO), use_labels="optional")
+    assert rows.data["words"][:] == [["Anna", ",", "in", "Paris", "."]]
+    (tmp_path / "b.csv").write_text('tokens\n"[""Anna,"", ""in""]"\n')
+    rows = read(str(tmp_path / "b.csv"), task=Tagging(BIO), use_labels="optional")
+    assert rows.data["words"][:] == [["Anna,", "in"]]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_predict_reads_words_as_training_did(name: str, tmp_path: Path) -> None:
+    """A string in the column that was trained on, or in one of words, is split as training splits it."""
+    fields = ["he runs.", '["New York", "is"]']
+    by_hand = [["he", "runs."], ["New York", "is"]]
+    for column in ("mine", "tokens"):
+        table = pa.table({column: fields})
+        if name.endswith("csv"):
+            pd.DataFrame({column: fields}).to_csv(tmp_path / name, index=False)
+        elif name.endswith("jsonl"):
+            (tmp_path / name).write_text("".join(json.dumps({column: field}) + "\n" for field in fields))
+        else:
+            pq.write_table(table, tmp_path / name)
+        lines = read_inputs(
+            tmp_path / name, text_column="mine" if column == "mine" else None, expects_pair=False, keeps_words=True,
+            words_column="mine",
+        )  # fmt: skip
+        assert [line.input for line in lines] == by_hand
+
+
+def test_parquet_has_spans_after_many_rows_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exitkit.prediction.writing.ROWS_PER_GROUP", 2)
+    span = {"start": 0, "end": 4, "label": "PER", "text": "Anna", "score": 0.9}
+    rows = [{"tags": ["O"], "score": [None], "exit": [None], "words": [[0, 4]], "spans": []}] * 2
+    rows += [{"tags": ["B-PER"], "score": [0.9], "exit": [1], "words": [[0, 4]], "spans": [span]}]
+    with open_writer(tmp_path / "out.parquet", source=None) as writer:
+        writer.write(rows)
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ('["a", "b"]', ["a", "b"]),
+        ('[ "a", "b" ]', ["a", "b"]),
+        ('[\n  "a",\n  "b"\n]', ["a", "b"]),
+        ("['a', 'b']", None),
+        ('[ "a", 1]', None),
+        ("[ ]", []),
+        ("[ a b ]", ["[", "a", "b", "]"]),
+        ("[1]", ["[1]"]),
+    ],
+)
+def test_lists_in_a_field(field: str, words: list[str] | None) -> None:
+    if words is None:
+        with pytest.raises(ValueError):  # noqa: PT011  # json's own
+            listed(field)
+    else:
+        assert listed(field) == words
+
+
+def test_comments_of_conll_files_are_no_words() -> None:
+    lines = [
+        "# id 1\tdomain=en", "Anna\tB-PER", "5\u00a0000\tO", "", "# sent 2", "#\tO", "#x\tO", "",
+    ]  # fmt: skip
+    assert list(conll(lines, universal=False)) == [
+        (2, ["Anna", "5\u00a0000"], ["B-PER", "O"]),
+        (6, ["#", "#x"], ["O", "O"]),
     ]
+    blanks = ["# id = 2 of some", "# O", "a  O", "", "5\u00a0000 O"]
+    assert list(conll(blanks, universal=False)) == [(2, ["#", "a"], ["O", "O"]), (5, ["5\u00a0000"], ["O"])]
 
 
 def test_a_word_of_a_text_that_the_tokenizer_does_not_know_is_counted() -> None:
@@ -339,7 +433,7 @@ def test_a_word_of_a_text_that_the_tokenizer_does_not_know_is_counted() -> None:
     built.pre_tokenizer = pre_tokenizers.Whitespace()
     batch, (read_of,) = batch_of(["a zz b"], PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>"), 40)
     assert batch["words"].tolist() == [[0, 2]]
-    assert (read_of.count, read_of.seen, read_of.offsets) == (3, [0, 2], [(0, 1), (1, 1), (5, 6)])
+    assert (read_of.count, read_of.seen, read_of.offsets) == (3, [0, 2], [(0, 1), (2, 4), (5, 6)])
 
 
 def byte_level_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:

@@ -31,14 +31,17 @@ def passed(model, rows, recipe: Tokee, phase: str = SAMPLING, progress: float = 
     )
 
 
-@pytest.mark.parametrize(("window", "threshold"), [(1, 0.6), (3, 0.75), (15, 0.85)])
+@pytest.mark.parametrize(
+    ("window", "threshold", "growth"), [(1, 0.6, 1.0), (3, 0.75, 1.0), (15, 0.85, 1.0), (3, 0.5, 1.5)]
+)
 def test_words_leave_in_training_where_they_leave_at_inference(
-    window: int, threshold: float, monkeypatch: pytest.MonkeyPatch
+    window: int, threshold: float, growth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
     fixed = lambda sentences, *_: (  # noqa: E731
         torch.full((sentences,), WINDOWS.index(window)),
         torch.full((sentences,), threshold),
+        torch.full((sentences,), growth),
     )
     monkeypatch.setattr(tokee, "draw", fixed)
     with torch.no_grad():
@@ -47,7 +50,7 @@ def test_words_leave_in_training_where_they_leave_at_inference(
         model,
         rows,
         schedule(
-            "token-window", TokenWindow, {"window": window, "threshold": threshold, "context_halts": False}, model.shape
+            "token-window", TokenWindow, {"window": window, "threshold": threshold, "growth": growth}, model.shape
         ),
     )
     assert learning.live is not None
@@ -94,7 +97,8 @@ def test_the_loss_of_an_exit_counts_the_words_that_are_still_there() -> None:
 
 def test_settings_are_the_same_within_a_step_and_follow_the_sandwich_rule() -> None:
     torch.manual_seed(5)
-    windows, thresholds = draw(10_000, 0.25, 0.5)
+    windows, thresholds, growths = draw(10_000, 0.25, 0.5)
+    assert set(growths.tolist()) == {1.0, 1.5, 2.0}
     again = draw(10_000, 0.25, 0.5)
     assert torch.equal(windows, again[0])
     assert torch.equal(thresholds, again[1])

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from exitkit.data.catalogue import IN_MEMORY, Catalogue, Source, catalogue
-from exitkit.data.columns import TAGS, USUAL, Columns, LabelUse, find_columns
+from exitkit.data.columns import TAGS, USUAL, WORDS, Columns, LabelUse, find_columns
 from exitkit.data.tables import Piece
 from exitkit.data.targets import Targets, any_label, is_list, targets, words
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.tagging import words_in
 from exitkit.tasks import Tagging, Task
 
 __all__ = ["LabelUse", "Origin", "Rows", "Source", "labelled", "read", "read_from", "reread", "splits"]
@@ -157,8 +158,9 @@ def read_from(
         task = kind = Tagging.kind
     if kind == Tagging.kind and picked.text_pair:
         raise UsageError("tagging takes one text per row, not pairs; say which column with --text-column.")
-    if kind == Tagging.kind and (picked.label is not None or _holds_lists(pieces, picked.text)):
-        data = _words(pieces, picked.text)
+    if kind == Tagging.kind:
+        in_words = picked.label is not None or str(picked.text).lower() in WORDS or _holds_lists(pieces, picked.text)
+        data = _words(pieces, picked.text) if in_words else _words_of_texts(_texts(pieces, picked.text))
     else:
         data = {"text": _texts(pieces, picked.text)}
     if picked.text_pair:
@@ -254,6 +256,12 @@ def _words(pieces: Sequence[Piece], name: str | None) -> dict[str, pa.ChunkedArr
         chunks += column.chunks
     found = pa.chunked_array(chunks, pa.list_(pa.string()))
     return {"text": pc.binary_join(found, " ").cast(pa.large_string()), "words": found}
+
+
+def _words_of_texts(texts: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """Raw texts and their words."""
+    words = [[text[start:end] for start, end in words_in(text)] for text in texts.to_pylist()]
+    return {"text": texts, "words": pa.chunked_array([pa.array(words, pa.list_(pa.string()))])}
 
 
 def _check_lengths(pieces: Sequence[Piece], found: pa.ChunkedArray, values: npt.NDArray[Any]) -> None:

@@ -274,6 +274,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         pair_column=settings.pair_column,
         expects_pair=bool(model.card.data["columns"].get("text_pair")),
         keeps_words=isinstance(model.task, Tagging),
+        words_column=column if (column := model.card.data["columns"].get("text")) != "text" else None,
     )
     skipped = Skipped()
     rows = 0

@@ -76,6 +76,7 @@ def read(
     pair_column: str | None = None,
     expects_pair: bool,
     keeps_words: bool = False,
+    words_column: str | None = None,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Line | BadLine]:
     """The inputs in `path`, or on stdin for `-`, in order.
@@ -84,9 +85,10 @@ def read(
     empty texts in plain text, and skipped in jsonl and csv. Raises UsageError or ExitkitError for what
     concerns the whole file: a file is opened and its header checked before this returns; stdin is not touched
     before the first line is asked for. With `keeps_words` (tagging) lists of words stay lists, and CoNLL files are
-    read.
+    read; strings are split as in training in columns called `words_column`, tokens or words.
     """
-    wanted = _Wanted(text_column, pair_column, expects_pair, keeps_words)
+    names = frozenset({words_column, *WORDS} - {None} if keeps_words else ())
+    wanted = _Wanted(text_column, pair_column, expects_pair, keeps_words, names)
     if pair_column is not None and not expects_pair:
         raise UsageError(f"pair column '{pair_column}' was given, but the model takes one text; leave it out")
     if expects_pair and (text_column is None) != (pair_column is None):
@@ -106,6 +108,7 @@ class _Wanted:
     pair: str | None
     expects_pair: bool
     keeps_words: bool = False
+    in_words: frozenset[Any] = frozenset()  # columns whose strings are words
 
 
 T = TypeVar("T")
@@ -245,6 +248,8 @@ def _json_texts(raw: bytes, wanted: _Wanted) -> Texts:
                 text, pair = _choose(list(row), wanted)
             except UsageError as error:
                 raise _Bad(str(error)) from None
+            if text in wanted.in_words and isinstance(row[text], str):
+                return _split(row[text], text), None
             return _words(row[text], f"'{text}'", wanted.keeps_words), None if pair is None else _string(
                 row[pair], f"'{pair}'"
             )
@@ -321,9 +326,7 @@ def _table(lines: Iterable[bytes], delimiter: str, wanted: _Wanted, quotes: bool
         raise UsageError(f"the header cannot be read: {error}") from error
     if header is None:
         raise UsageError("is empty; the first line must name the columns")
-    parse = partial(
-        _table_texts, header=header, columns=_header_columns(header, wanted), keeps_words=wanted.keeps_words
-    )
+    parse = partial(_table_texts, header=header, columns=_header_columns(header, wanted), in_words=wanted.in_words)
     while True:
         number = rows.line_num + 1
         try:
@@ -379,13 +382,13 @@ def _header_columns(header: list[str], wanted: _Wanted) -> Names:
         ) from error
 
 
-def _table_texts(row: list[str], header: list[str], columns: Names, keeps_words: bool) -> Texts:
+def _table_texts(row: list[str], header: list[str], columns: Names, in_words: frozenset[Any]) -> Texts:
     if len(row) != len(header):
         raise _Bad(f"wrong number of fields: {len(row)}, where the header has {len(header)}")
     if any("\0" in field for field in row):
         raise _Bad("holds a NUL byte")
     text, pair = columns
-    if keeps_words and text.lower() in WORDS:
+    if text in in_words:
         return _split(_field(row, header, text), text), None
     return _field(row, header, text), None if pair is None else _field(row, header, pair)
 
@@ -418,7 +421,7 @@ def _parquet(path: Path, wanted: _Wanted) -> Iterator[Line | BadLine]:
             columns = [column for column in _choose(schema.names, wanted) if column is not None]
             for column in columns:
                 _check_holds_text(column, schema.field(column).type, wanted.keeps_words)
-            parse = partial(_parquet_texts, columns=columns, keeps_words=wanted.keeps_words)
+            parse = partial(_parquet_texts, columns=columns, wanted=wanted)
             batches = file.iter_batches(batch_size=1024, columns=columns)
             rows = (zip(*(batch.column(column) for column in columns), strict=True) for batch in batches)
             for number, row in enumerate(chain.from_iterable(rows), 1):
@@ -438,9 +441,12 @@ def _check_holds_text(column: str, kind: Any, keeps_words: bool) -> None:
         raise UsageError(f"column '{column}' holds {kind}, not text; give another column or write it as strings")
 
 
-def _parquet_texts(row: tuple[Any, ...], columns: list[str], keeps_words: bool) -> Texts:
-    if keeps_words:
-        return _words(row[0].as_py(), f"'{columns[0]}'", True), None
+def _parquet_texts(row: tuple[Any, ...], columns: list[str], wanted: _Wanted) -> Texts:
+    if wanted.keeps_words:
+        value = row[0].as_py()
+        if columns[0] in wanted.in_words and isinstance(value, str):
+            return _split(value, columns[0]), None
+        return _words(value, f"'{columns[0]}'", True), None
     texts = [_cell(cell, column) for cell, column in zip(row, columns, strict=True)]
     return texts[0], texts[1] if len(texts) == 2 else None
 
@@ -462,7 +468,7 @@ def _choose(names: Sequence[str], wanted: _Wanted) -> Names:
     elif wanted.expects_pair:
         chosen = _only_pair(names)
     else:
-        in_words = [name for name in names if name.lower() in WORDS]
+        in_words = [name for name in names if name in wanted.in_words or name.lower() in WORDS]
         chosen = _only_single(in_words if wanted.keeps_words and in_words else names), None
     for column in chosen:
         if column is not None and column not in names:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exitkit.data.batches import padded, present
 from exitkit.stream import Batch
-from exitkit.tagging import spans
+from exitkit.tagging import spans, words_in
 from exitkit.tasks import Tagging
 from exitkit.trace import Trace
 
@@ -33,48 +33,23 @@ class Read:
 def batch_of(
     sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[Batch, list[Read]]:
-    """A padded batch with its `words`. Texts are split as the tokenizer splits them before it looks for pieces."""
+    """A padded batch with its `words`; see `tagging.words_in` for what the words of a text are."""
     columns: dict[str, list[Any]] = {}
     found = []
     for sentence in sentences:
-        given = isinstance(sentence, list)
+        text = None if isinstance(sentence, list) else sentence
+        places = [] if text is None else words_in(text)
+        words = sentence if text is None else [text[start:end] for start, end in places]
         tokens = tokenizer(
-            sentence, is_split_into_words=given, truncation=True, max_length=max_length, padding=False, verbose=False
+            words, is_split_into_words=True, truncation=True, max_length=max_length, padding=False, verbose=False
         )
         owners = [-1 if word is None else word for word in tokens.word_ids()]
         for name in ("input_ids", "token_type_ids", "attention_mask"):
             if name in tokens:
                 columns.setdefault(name, []).append(tokens[name])
         columns.setdefault("words", []).append(owners)
-        found.append(_read(sentence, tokenizer, owners))
+        found.append(Read(text, places, len(words), present(owners)))
     return padded(columns, tokenizer), found
-
-
-def _read(sentence: Sentence, tokenizer: PreTrainedTokenizerBase, owners: Sequence[int]) -> Read:
-    if isinstance(sentence, list):
-        return Read(None, [], len(sentence), present(owners))
-    # Once more without a limit: also words that were cut off have a place in the text.
-    whole = tokenizer(sentence, padding=False, verbose=False, truncation=False)
-    places: dict[int, tuple[int, int]] = {}
-    for word in present([-1 if word is None else word for word in whole.word_ids()]):
-        place = whole.word_to_chars(word)
-        places[word] = _inside(sentence, place.start, place.end)
-    count = max(places, default=-1) + 1
-    offsets: list[tuple[int, int]] = []
-    for word in range(count):
-        last = offsets[-1][1] if offsets else 0
-        offsets.append(places.get(word, (last, last)))  # the tokenizer knows no part of the word
-    return Read(sentence, offsets, count, present(owners))
-
-
-def _inside(text: str, start: int, end: int) -> tuple[int, int]:
-    """A place without the blanks around it: byte-level tokenizers count the one before a word as part of it."""
-    word = text[start:end]
-    bare = word.strip()
-    if not bare:
-        return start, end
-    start += len(word) - len(word.lstrip())
-    return start, start + len(bare)
 
 
 def answers(

@@ -249,7 +249,8 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         try:
-            table = pa.Table.from_pylist(rows, schema=self._writer and self._writer.schema)
+            schema = self._writer.schema if self._writer else _with_lists(pa.Table.from_pylist(rows).schema)
+            table = pa.Table.from_pylist(rows, schema=schema)
         except pa.ArrowException as error:
             raise ExitkitError(f"answers do not fit the types of the first {ROWS_PER_GROUP}: {error}") from error
         if self._writer is None:
@@ -264,6 +265,33 @@ class _ParquetFile:
             if self._writer is not None:
                 self._writer.close()
             self._file.close()
+
+
+def _with_lists(schema: Any) -> Any:
+    """A schema in which answers by word have their types also where the first rows have none of them."""
+    import pyarrow as pa
+
+    span = pa.struct(
+        [
+            ("start", pa.int64()),
+            ("end", pa.int64()),
+            ("label", pa.string()),
+            ("text", pa.string()),
+            ("score", pa.float64()),
+        ]
+    )
+    known = {
+        "spans": span,
+        "words": pa.list_(pa.int64()),
+        "tags": pa.string(),
+        "score": pa.float64(),
+        "exit": pa.int64(),
+        "layers": pa.int64(),
+    }
+    for number, field in enumerate(schema):
+        if field.name in known and pa.types.is_list(field.type):
+            schema = schema.set(number, field.with_type(pa.list_(known[field.name])))
+    return schema
 
 
 _SINKS: dict[str, Callable[[Path], _Sink]] = {

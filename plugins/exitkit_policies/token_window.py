@@ -18,7 +18,8 @@ class TokenWindow(ExitPolicy):
     value, so that the words that stay still see it.
 
     Words of the window that have left count as certain with `answered: certain`, and with the entropy of their answer
-    with `final`. The released code means the first; what it does is `token-window-rescored`. With `context_halts`
+    with `final`. That can only differ where thresholds fall from exit to exit or a `bypass` lets uncertain words go.
+    The released code means the first; what it does is `token-window-rescored`. With `context_halts`
     [CLS] and [SEP] stop computing with the first word that leaves: a tenth less work for 0.03 points of accuracy on UD
     English (`docs/results/tagging.md`). In the released code they never stop.
     """
@@ -33,6 +34,13 @@ class TokenWindow(ExitPolicy):
     def __post_init__(self) -> None:
         if self.answered not in ("certain", "final"):
             raise ValueError(f"answered is '{self.answered}'; allowed: certain, final")
+        if not isinstance(self.context_halts, bool):
+            raise ValueError(f"context_halts is {self.context_halts!r}; allowed: true, false")
+        if not isinstance(self.window, int):
+            raise ValueError(f"window is {self.window!r}, not a whole number")
+        number = isinstance(self.bypass, int | float) and not isinstance(self.bypass, bool)
+        if not number or not (self.bypass == -1 or 0 <= self.bypass <= 1):
+            raise ValueError(f"bypass is {self.bypass!r}; allowed: one number from 0 to 1 for all exits, or -1 for off")
 
     @classmethod
     def refuses(cls, shape: Shape) -> str | None:

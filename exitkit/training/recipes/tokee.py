@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SAMPLING = "self-sampling"
 WINDOWS = (1, 3, 5, 9, 15)
+GROWTHS = (1.0, 1.5, 2.0)
 AGGRESSIVE, WHOLE = 0.2, 0.4  # shares of the sentences: the eagerest setting, nobody leaves; the rest at random
 SUPERVISED = ("live", "all")
 
@@ -33,15 +34,16 @@ class Tokee(Joint):
     Phase `joint`: Σ ℓ·CE_ℓ / Σ ℓ. Phase `self-sampling`: the same while words leave, as they do at inference.
 
     TokEE (Li et al., 2105.13878, sections 3.4 and 4.2; released code). In the second phase every sentence of a batch
-    draws a window and a threshold. A word whose window is less uncertain than the threshold stops: its state is copied
-    upwards and goes on as key and value, so that the words that stay learn to read such states. By the sandwich rule a
-    fifth of the sentences takes the eagerest setting and two fifths let nobody leave. An exit's loss is a mean over
-    the words that have not left before it (`supervised: live`, as the paper means it), or over all (`all`, which is
-    what the released code computes).
+    draws a window, a threshold, and by how much that grows from exit to exit. A word whose window is less uncertain
+    than the threshold stops: its state is copied upwards and goes on as key and value, so that the words that stay
+    learn to read such states. By the sandwich rule a fifth of the sentences takes the eagerest setting and two fifths
+    let nobody leave. An exit's loss is a mean over the words that have not left before it (`supervised: live`, as the
+    paper means it), or over all (`all`, which is what the released code computes).
 
     Where it differs: exits are decided by the answers of the same pass, dropout included, not by those that the first
     phase's model once gave; the distance to the first phase's losses ("flooding") is left out; learning rates are those
-    of `joint`, without a frozen start; settings are continuous, `threshold` up to `most`.
+    of `joint`, without a frozen start; settings are those that `token-window` is calibrated over, `threshold` up to
+    `most` at the first exit, and [CLS] and [SEP] halt with the first word as they do in that policy's default.
     """
 
     most: float = 0.5
@@ -68,14 +70,15 @@ class Tokee(Joint):
         """Let words stop by the settings that their sentences drew for this step."""
         if phase != SAMPLING or exit == model.shape.exits:
             return stream
-        windows, thresholds = draw(stream.sequences, progress, self.most)
+        windows, thresholds, growths = draw(stream.sequences, progress, self.most)
+        limits = (thresholds * growths ** (exit - 1)).clamp(max=1.0)
         own = normalised_entropy(logits.detach())
         counted = torch.where(stream.live, own, 0.0)  # who has left counts as certain
         around = torch.stack([window_max(counted, stream.sequence, window) for window in WINDOWS])  # [W, U]
         of_word = windows.to(own.device)[stream.sequence]
         widest = around.gather(0, of_word[None])[0]
-        leave = widest < thresholds.to(own.device)[stream.sequence]
-        return resting(stream, stream.live & ~leave)
+        leave = widest < limits.to(own.device)[stream.sequence]
+        return resting(stream, stream.live & ~leave, context_halts=True)
 
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
         """The task's loss at every exit, weighted by depth."""
@@ -88,8 +91,8 @@ class Tokee(Joint):
         }
 
 
-def draw(sentences: int, progress: float, most: float) -> tuple[Tensor, Tensor]:
-    """Settings of the sentences of a batch: places [S] in WINDOWS, and thresholds [S] between 0.01 and `most`.
+def draw(sentences: int, progress: float, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Settings of the sentences of a batch: places [S] in WINDOWS, thresholds [S] from 0.01 to `most`, growths [S].
 
     A function of the training's seed and of how far it is, so that all exits of a pass see the same settings without
     anybody keeping them, and a resumed training draws what an uninterrupted one does.
@@ -103,7 +106,8 @@ def draw(sentences: int, progress: float, most: float) -> tuple[Tensor, Tensor]:
     smallest = torch.rand(sentences, generator=random) < 0.5  # eager is the smallest window or the largest threshold
     windows = torch.where(eager & smallest, 0, windows)
     thresholds = torch.where(eager & ~smallest, most, thresholds)
-    return windows, torch.where(whole, -1.0, thresholds)
+    growths = torch.tensor(GROWTHS)[torch.randint(len(GROWTHS), (sentences,), generator=random)]
+    return windows, torch.where(whole, -1.0, thresholds), growths
 
 
 @hookimpl
