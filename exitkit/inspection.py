@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from exitkit import artifact
 from exitkit.data.sources import Origin, reread
 from exitkit.errors import ExitkitError
+from exitkit.tagging import scheme_of
 from exitkit.tasks import task
 
 
@@ -41,6 +42,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         "exits": [
             {"exit": number, "layer": layer, "score": scores.get(layer)} for number, layer in enumerate(card.exits, 1)
         ],
+        **({"scheme": scheme_of(card.labels)} if card.task == "tagging" else {}),
         "metric": card.metric,
         "split": metrics.get("split"),
         "pooling": card.pooling,

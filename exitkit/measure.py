@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +114,13 @@ class Words:
     def lost(self) -> int:
         """How many of them the model never sees."""
         return self.total - len(self.seen)
+
+
+def told_of_words(sample: Sample) -> dict[str, Any]:
+    """In tagging the scheme of the tags (None: plain), words, and how many of them have no token; else nothing."""
+    if sample.words is None or not isinstance(sample.task, Tagging):
+        return {}
+    return {"scheme": sample.task.scheme, "words": sample.words.total, "words_lost": sample.words.lost}
 
 
 def words_of(rows: Rows, encoded: Dataset) -> Words:

@@ -12,6 +12,7 @@ import yaml
 
 from exitkit import artifact
 from exitkit.artifact import Card
+from exitkit.tagging import scheme_told
 
 log = logging.getLogger("exitkit")
 
@@ -108,6 +109,8 @@ def _exits(metrics: Mapping[str, Any]) -> list[str]:
     for one in metrics["exits"]:
         agrees = f" {100 * one['teacher_agreement']:.1f} |" if taught else ""
         lines.append(f"| {one['exit']} | {one['layer']} | {100 * one['score']:.1f} |{agrees}")
+    if "scheme" in metrics:
+        lines += ["", f"Tags are {scheme_told(metrics['scheme'])}."]
     if "score" in metrics.get("teacher", {}):
         lines += ["", f"The teacher scores {100 * metrics['teacher']['score']:.1f} on the same rows."]
     return lines

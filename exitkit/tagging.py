@@ -81,9 +81,23 @@ def scheme_of(labels: Sequence[str]) -> str | None:
         if label != OUTSIDE and not (dash and kind and len(prefix) == 1):
             return None
         prefixes.add(prefix)
-    if not prefixes & set("BU"):
+    if not prefixes & set("BSU"):
         return None
     return next((name for name, (_, known) in SCHEMES.items() if prefixes <= known), None)
+
+
+def odd_ones(labels: Sequence[str]) -> list[str]:
+    """The tags that keep the others from being read as a scheme, where most look as if they wrote spans; else none."""
+    if scheme_of(labels) is not None:
+        return []
+    tags = [label for label in labels if label != OUTSIDE]
+    odd = [label for label in tags if not re.fullmatch("[BIELSU]-.+", label)]
+    return odd if odd and 2 * len(odd) < len(tags) else []
+
+
+def scheme_told(scheme: str | None) -> str:
+    """A scheme for people."""
+    return f"{scheme}, scored by strict spans" if scheme else "plain: no spans are seen in them"
 
 
 def spans(tags: Sequence[Sequence[str]], scheme: str) -> list[set[Span]]:

@@ -55,7 +55,7 @@ from exitkit.recipe import EveryExit
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
 from exitkit.stream import Stream, halt, pack, resting
-from exitkit.tagging import first_break, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
+from exitkit.tagging import first_break, odd_ones, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
 from exitkit.training.losses import distillation
@@ -687,6 +687,7 @@ def test_calibrate_benchmark_and_predict_by_words(tagger: Path, tmp_path: Path) 
     assert (found["policy"], found["metric"]) == ("token-window", "span_f1")
     assert found["measured_speedup"]["layers"] >= 0.97 * 1.3
     assert found["full_score"] - found["score"] < 0.2
+    assert (found["scheme"], found["words_lost"]) == ("IOB2", 0)
     report = tmp_path / "report"
     args = [
         "benchmark",
@@ -706,6 +707,7 @@ def test_calibrate_benchmark_and_predict_by_words(tagger: Path, tmp_path: Path) 
     result = command.invoke(app, args)
     assert result.exit_code == 0, result.output
     runs = json.loads(result.stdout)["runs"]
+    assert {run["scheme"] for run in runs} == {"IOB2"}
     off_run = next(run for run in runs if run["policy"] == "token-window" and run["target"] == 1)
     assert (off_run["drop"], off_run["agreement"]) == (0, 1)
     words = sum(off_run["exit_histogram"])
@@ -742,6 +744,45 @@ def test_predict_reads_conll_and_refuses_a_mixture(tagger: Path, tmp_path: Path)
     result = command.invoke(app, [*args, str(mixed)])
     assert result.exit_code == 1
     assert "line 2: a text, where the lines before are lists of words" in result.stderr
+
+
+def test_words_that_are_lost_are_counted_by_predict(tagger: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("good " * 300 + "\ngood\n")
+    args = [
+        "predict",
+        str(tagger),
+        "--input",
+        str(tmp_path / "in.txt"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--json",
+    ]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    longest = artifact.read(tagger, REGISTRY).card.max_length - 2  # special tokens
+    assert json.loads(result.stdout)["words_lost"] == 300 - longest
+    assert f"{300 - longest} words have no token" in result.stderr
+
+
+def test_commands_say_how_tags_are_read(tagger: Path) -> None:
+    shown = CliRunner().invoke(app, ["inspect", str(tagger)])
+    assert "IOB2, scored by strict spans" in shown.stdout
+    assert json.loads((tagger / "metrics.json").read_text())["scheme"] == "IOB2"
+    assert "Tags are IOB2" in (tagger / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("labels", "odd"),
+    [
+        (("B-X", "I-X", "O", "_"), ["_"]),
+        (("B-X", "I-X", "B-Y", "O", "B_Z"), ["B_Z"]),
+        (("B-X", "I-X", "O"), []),
+        (("ADJ", "NOUN", "X-Y"), []),
+        (("O", "S-X"), []),
+    ],
+)
+def test_tags_that_spoil_a_scheme_are_named(labels: tuple[str, ...], odd: list[str]) -> None:
+    assert odd_ones(labels) == odd
 
 
 def test_a_sentence_of_ten_thousand_words_is_cut_and_answered_in_full(tagger: Path) -> None:

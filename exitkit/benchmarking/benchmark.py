@@ -24,7 +24,7 @@ from exitkit.data.sources import Origin, Rows, read, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
 from exitkit.loop import run
-from exitkit.measure import Sample, full_model, gated_answers, run_all, score
+from exitkit.measure import Sample, full_model, gated_answers, run_all, score, told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
 from exitkit.settings import Schedule
@@ -44,6 +44,7 @@ class Entry:
     contenders: Sequence[Contender]
     plans: Mapping[str, Schedule]  # contenders and fixed exits
     results: Mapping[str, Mapping[str, Any]]  # the part of a run's JSON that needs no clock
+    words: Mapping[str, Any]  # in tagging, of the rows
 
 
 def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
         for contender in taking_part:
             if contender.key == key:
                 warn_of_drift(contender, trace, exits)
-    return Entry(model, rows, taking_part, plans, results)
+    return Entry(model, rows, taking_part, plans, results, told_of_words(sample))
 
 
 def _time(entries: Sequence[Entry], batch_size: int, rounds: int, device: torch.device) -> tuple[Times, dict[str, Any]]:
@@ -195,7 +196,12 @@ def _report(
     entry: Entry, number: int, times: Times, timed: Mapping[str, Any], batch_size: int, first: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Runs and baselines of one artifact at one batch size; breakdowns stand in those of the first size only."""
-    about = {"artifact": str(entry.model.folder), "split": entry.rows.origin.split, "rows": len(entry.rows)}
+    about = {
+        "artifact": str(entry.model.folder),
+        "split": entry.rows.origin.split,
+        "rows": len(entry.rows),
+        **entry.words,
+    }
     by_key = {contender.key: contender for contender in entry.contenders}
     parts: dict[str, list[dict[str, Any]]] = {"runs": [], "baselines": []}
     for key, result in entry.results.items():

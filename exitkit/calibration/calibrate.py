@@ -21,6 +21,7 @@ from exitkit.data.columns import Columns
 from exitkit.data.sources import Origin, Rows, read, reread
 from exitkit.errors import UsageError, one_of
 from exitkit.limits import Limits
+from exitkit.measure import told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy, Shape, knobs
 from exitkit.tasks import needs_labels
@@ -200,6 +201,7 @@ def _confirm(
         "exit_histogram": live.trace.histogram(study.model.model.shape.exits),
         "split": study.rows.origin.split,
         "rows": len(study.rows),
+        **told_of_words(study.sample),
     }
     if not feasible:
         result["advice"] = _advice(name, found, settings)

@@ -51,6 +51,10 @@ def show(result: dict[str, Any], console: Console) -> None:
         + (f"its last exit behind gates {100 * result['gated_score']:.1f} %, " if "gated_score" in result else "")
         + f"agreement on {100 * result['agreement']:.1f} % of units",
     )
+    if "scheme" in result:
+        from exitkit.tagging import scheme_told
+
+        table.add_row("tags", scheme_told(result["scheme"]))
     table.add_row("units per exit", "  ".join(map(str, result["exit_histogram"])))
     table.add_row("rows", f"{result['rows']} of {result['split']}")
     if result["limits"]:

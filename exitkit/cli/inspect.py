@@ -41,6 +41,10 @@ def show(found: dict[str, Any], console: Console) -> None:
     labels = f": {', '.join(found['labels'])}" if found["labels"] else ""
     sizes = found["parameters"]
     facts.add_row("task", f"{found['task']}{labels}")
+    if "scheme" in found:
+        from exitkit.tagging import scheme_told
+
+        facts.add_row("tags", scheme_told(found["scheme"]))
     facts.add_row("model", f"{found['family']}, {found['layers']} layers of width {found['width']}")
     facts.add_row(
         "parameters",

@@ -38,6 +38,10 @@ def run(settings: TrainConfig) -> dict[str, Any]:
 def show(result: dict[str, Any], console: Console) -> None:
     """A row per exit."""
     console.print(f"{result['metric']} on {result['split']}, {result['rows']} rows", highlight=False)
+    if "scheme" in result:
+        from exitkit.tagging import scheme_told
+
+        console.print(f"tags: {scheme_told(result['scheme'])}", highlight=False)
     table = Table(box=SIMPLE)
     for column in ("exit", "layer", "score"):
         table.add_column(column, justify="right")

@@ -16,7 +16,7 @@ from exitkit.data.conll import listed
 from exitkit.data.labels import label_column, label_ids, label_names, looks_like_floats
 from exitkit.data.tables import Piece, Table
 from exitkit.errors import ExitkitError, UsageError, one_of
-from exitkit.tagging import first_break, sentences
+from exitkit.tagging import first_break, odd_ones, sentences
 from exitkit.tasks import Classification, MultiLabel, Regression, Tagging, Task
 
 SEPARATORS = "|;,"
@@ -161,6 +161,12 @@ def _untagged(ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.ND
 
 def _warn_of_breaks(pieces: Sequence[Piece], values: Sequence[npt.NDArray[Any]], task: Tagging) -> None:
     """Say how many sentences break the scheme of the tags, and where the first is."""
+    if odd := odd_ones(task.labels):
+        log.warning(
+            "the tags look as if they wrote spans, but %s do not fit, so that no scheme is seen and words are scored "
+            "one by one; if these mark spans too, write all tags as IOB2, IOBES or BILOU",
+            ", ".join(map(repr, odd)),
+        )
     if task.scheme is None:
         return
     broken = []

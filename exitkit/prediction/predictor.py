@@ -277,7 +277,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         words_column=column if (column := model.card.data["columns"].get("text")) != "text" else None,
     )
     skipped = Skipped()
-    rows = 0
+    rows = lost = 0
     histogram = [0] * model.model.shape.exits
     good = _good_lines(lines, settings, skipped)
     with open_writer(settings.output, source=None if source == "-" else cast(Path, source)) as writer:
@@ -286,7 +286,16 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
             answers, trace = predictor.answered(texts, plan, settings.probabilities)
             writer.write(answers)
             rows += len(texts)
+            lost += sum(exit is None for answer in answers if "tags" in answer for exit in answer["exit"])
             histogram = [a + b for a, b in zip(histogram, trace.histogram(len(histogram)), strict=True)]
+    tagging = {"words_lost": lost} if isinstance(model.task, Tagging) else {}
+    if lost:
+        log.warning(
+            "%d words have no token (behind token %d of their row, or unknown to the tokenizer) and are answered '%s'",
+            lost,
+            model.card.max_length,
+            model.task.labels[cast(Tagging, model.task).fallback],
+        )
     return {
         "artifact": str(settings.artifact),
         "policy": plan.name,
@@ -295,6 +304,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         "skipped": skipped.count,
         "skipped_lines": skipped.named,
         "exit_histogram": histogram,
+        **tagging,
         "output": None if settings.output is None else str(settings.output),
     }
 

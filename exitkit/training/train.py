@@ -24,7 +24,7 @@ from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
-from exitkit.measure import Sample
+from exitkit.measure import Sample, told_of_words
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.progress import quiet
@@ -91,6 +91,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     card = card_of(settings, model, data, told, max_length, metric, recipe.probes())
     report = {
         **report_of(model, data, recipe_name, metric, score_exits(model, sample, metric)),
+        **told_of_words(sample),
         **score_gates(Artifact(partial, model, tokenizer, card, {}), registry, sample, metric),
         **speed(spent),
     }
