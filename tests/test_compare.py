@@ -164,6 +164,13 @@ def test_rows_that_were_trained_on_are_not_scored(halves: bool, encoder: Path, t
     assert not (tmp_path / "out").exists()
 
 
+def test_policies_of_words_are_refused_before_training(encoder: Path, tmp_path: Path) -> None:
+    given = {**GIVEN, "data": "demo:tags", "policies": ["entropy", "token-window"], "recipes": ["joint"], "options": {}}
+    with pytest.raises(UsageError, match=r"--policies entropy,token-window: .*--policies sentence"):
+        exitkit.compare(model=str(encoder), output=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_single_rows_that_occur_twice_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     rows, scored = read("demo:reviews", "validation[:20]"), read("demo:reviews", "validation[15:40]")
     left = module._rows_to_choose(rows, scored)

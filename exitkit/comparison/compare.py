@@ -25,7 +25,7 @@ from exitkit.data.splits import scoring_split, texts, training_and_calibration
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, reference_of
 from exitkit.plugins import Registry, installed
-from exitkit.policy import reads_heads
+from exitkit.policy import Shape, reads_heads
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
 from exitkit.tasks import Task
@@ -70,7 +70,7 @@ def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, A
                 "'exitkit benchmark'."
             )
     folder = settings.output
-    trained_on = _trained_on(settings)
+    trained_on = _trained_on(settings, registry)
     _same_comparison(folder, settings)
     found = []
     for recipe, seed in _jobs(settings):
@@ -143,15 +143,22 @@ def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> No
     )
 
 
-def _trained_on(settings: CompareConfig) -> frozenset[Any]:
+def _trained_on(settings: CompareConfig, registry: Registry) -> frozenset[Any]:
     """The texts that some seed trains on, once it is clear that there are others to choose settings on and to score.
 
-    Raises UsageError: rows cannot be read, or most of those to score or to choose on would have to be left out.
+    Raises UsageError: rows cannot be read, most of those to score or to choose on would have to be left out, or no
+    policy can be compared on them.
     """
     columns, found = columns_of(settings), set()
     for seed in sorted({seed for _, seed in _jobs(settings)}):
         data = training_and_calibration(settings.data, columns, seed, settings.max_train_samples, settings.task)
         found |= set(texts(data.train))
+    shape = Shape(2, 2, max(1, len(data.task.labels)), 8, data.task.kind)
+    if all(rewrites(registry.policy(name), shape) for name in settings.policies):
+        raise UsageError(
+            f"--policies {','.join(settings.policies)}: in tagging words leave one by one and change what later layers "
+            "read, so that curves cannot be replayed. Compare --policies sentence; the others with 'exitkit benchmark'."
+        )
     rows = _scored_rows(settings, data.task, frozenset(found))
     if not settings.halves:
         split = settings.calibration_split
