@@ -48,8 +48,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         "Settings are chosen on calibration rows and scored on rows that chose nothing; ± is the standard deviation "
         "over seeds. A speed-up behind a score is the one reached where it is more than 5 % off the target. area: mean "
-        "score over the logarithm of the speed-up, from 1x to the largest target, each time of the slowest setting that "
-        "is so fast; what no setting reaches counts with the score of exit 1.",
+        "score over the logarithm of the speed-up, from 1x to the largest target, each time of the slowest setting "
+        "that is so fast; what no setting reaches counts with the score of exit 1.",
         "",
     ]
     if result["skipped"]:
