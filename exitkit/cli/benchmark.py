@@ -44,8 +44,8 @@ def show(result: dict[str, Any], console: Console) -> None:
 
     for table in tables(result):
         console.print(table)
-    if "scheme" in result["runs"][0]:
+    if "scheme" in result["baselines"][0]:
         from exitkit.tagging import scheme_told
 
-        console.print(f"tags: {scheme_told(result['runs'][0]['scheme'])}", highlight=False)
+        console.print(f"tags: {scheme_told(result['baselines'][0]['scheme'])}", highlight=False)
     console.print(f"report: {Path(result['report'])}", highlight=False)

@@ -1,4 +1,4 @@
-"""transformers.Trainer, told about exits: a recipe's losses and learning rates, checkpoints without pickles."""
+"""transformers.Trainer, told about exits: a recipe's losses and learning rates, weights as safetensors."""
 
 from __future__ import annotations
 
