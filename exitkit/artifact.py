@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from exitkit import layout
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry
@@ -148,6 +149,7 @@ def read(
     model = ExitModel(stock, encoder, card.exits, card.pooling, card.scale)  # type: ignore[arg-type]  # checked by read_card
     _load_exits(folder / EXITS, model, registry, card.probes)
     model = model.to(device=device, dtype=dtype).eval()
+    layout.by_input(model)
     return Artifact(folder, model, tokenizer, card, read_policies(folder))
 
 

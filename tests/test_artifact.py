@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 import exitkit
+from exitkit import layout
 from exitkit.artifact import ENTRY
+from exitkit.artifact import read as read_artifact
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.plugins import installed
 from exitkit.training import trainer
 
 SETTINGS = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 256, "training": {"save_steps": 2}}
@@ -28,6 +31,21 @@ def test_the_folder_loads_in_plain_transformers_and_answers_like_the_last_exit(t
         theirs = plain(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1).numpy()
     assert exitkit.load(trained).predict_proba(texts) == pytest.approx(theirs, abs=1e-5)
     assert plain.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_loaded_weights_lie_as_few_rows_read_them_fast_and_are_those_of_the_file(trained: Path) -> None:
+    model = read_artifact(trained, installed()).model
+    saved = load_file(trained / "model.safetensors")
+    linear = {name: part.weight for name, part in model.stock.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert len(linear) > 10
+    for name, weight in linear.items():
+        assert weight.t().is_contiguous(), name
+        assert torch.equal(weight, saved[f"{name}.weight"]), name
+    assert all(head.dense.weight.t().is_contiguous() for head in model.exit_heads)
+    layout.by_output(model)
+    for name, weight in linear.items():
+        assert weight.is_contiguous(), name
+        assert torch.equal(weight, saved[f"{name}.weight"]), name
 
 
 def test_nothing_in_the_folder_is_a_pickle_and_no_head_is_saved_twice(trained: Path) -> None:

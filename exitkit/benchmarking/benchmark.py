@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitkit import artifact, clock, config, runtime
+from exitkit import artifact, clock, config, layout, runtime
 from exitkit.artifact import Artifact
 from exitkit.benchmarking.breakdown import Judged, breakdown
 from exitkit.benchmarking.contenders import PACKED, Contender, contenders, fixed_exits, warn_of_drift
@@ -183,10 +184,14 @@ def _exits(entry: Entry, batches: Sequence[Batch], plan: Schedule) -> clock.Runn
 
 
 def _plain(entry: Entry, batches: Sequence[Batch]) -> clock.Runner:
+    """The stock model with its weights as transformers stores them, not as exitkit does."""
+    stock = copy.deepcopy(entry.model.model.stock)
+    layout.by_output(stock)
+
     def answer(number: int) -> torch.Tensor:
         with torch.inference_mode():
             batch = {name: tensor for name, tensor in batches[number].items() if name != "words"}
-            logits: torch.Tensor = entry.model.model.stock(**batch).logits
+            logits: torch.Tensor = stock(**batch).logits
             return logits
 
     return answer
