@@ -25,6 +25,7 @@ from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.distillation import fit, map_search
 from exitkit.distillation.fit import Fit
+from exitkit.distillation.layer_map import text_of
 from exitkit.distillation.lessons import Lessons
 from exitkit.distillation.student import Student, new_student, start
 from exitkit.distillation.student import told as told_of_student
@@ -118,7 +119,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     if not searches:
         return _learn(work, partial, folder)
     found = _searched(work, folder / SEARCH)
-    chosen = _checked(_with_map(work.sized, map_search.text_of(found.layer_map)), partial)
+    chosen = _checked(_with_map(work.sized, text_of(found.layer_map)), partial)
     result = {"layer_map_search": found.as_dict()}
     return _learn(replace(chosen, size=work.size), partial, folder, result)
 
@@ -134,7 +135,7 @@ def _searched(work: Work, folder: Path) -> map_search.Found:
 
     def judge(layer_map: map_search.Map, seed: int) -> float:
         update = {
-            "layer_map": map_search.text_of(layer_map),
+            "layer_map": text_of(layer_map),
             "seed": seed,
             "max_train_samples": min(settings.search_rows, len(work.data.train)),
             "epochs": settings.search_epochs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import NSGAIISampler
 
 from exitkit.artifact import write_text
-from exitkit.distillation.layer_map import layer_map
+from exitkit.distillation.layer_map import layer_map, text_of
 
 log = logging.getLogger("exitkit")
 
@@ -147,8 +147,3 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     tried += [Tried(generations, one, seed + 1, score) for one, score in again.items()]
     best_map = max(again, key=lambda one: scores[one] + again[one])
     return Found(best_map, tuple(tried), {text_of(layer_map(name, student, teacher)): name for name in WARM[::-1]})
-
-
-def text_of(layer_map: Sequence[int]) -> str:
-    """A map as it is written on the command line."""
-    return ",".join(map(str, layer_map))
