@@ -86,12 +86,12 @@ def schedule(
     return Schedule(name, told, tuple(steps), limits)
 
 
-def rewrites(policy: type[ExitPolicy], shape: Shape) -> bool:
-    """Whether a policy's decisions change what later exits of such a model read, so that a replay is only a guess.
+def rewrites(policy: type[ExitPolicy], task: str) -> bool:
+    """Whether a policy's decisions change what later exits of such a task read, so that a replay is only a guess.
 
     In tagging every policy that lets words leave one by one does: those that stay see the others as they left.
     """
-    return policy.rewrites or (shape.task == "tagging" and not policy.together)
+    return policy.rewrites or (task == "tagging" and not policy.together)
 
 
 def _default(policy: str, field: dataclasses.Field[Any]) -> Any:

@@ -339,7 +339,7 @@ def _check_runs(policy: type[ExitPolicy], name: str, held: dict[str, Any], shape
         model.probes[name] = probe.eval()
     recorded = record(model, [rows], model.probes)
     for plan in _schedules(policy, name, held, model.shape):
-        exact = not rewrites(policy, model.shape)
+        exact = not rewrites(policy, model.task)
         outcome: Trace | Outcome = replay(recorded, plan) if exact else run(model, rows, plan)
         for size in (1, 7, 24):
             trace = Trace.join([run(model, batch, plan) for batch in _batches(rows, size)])

@@ -21,7 +21,7 @@ LAYERS = [
     {"model"},
     {"plugins", "replay"},
     {"cost", "artifact", "testing"},
-    {"measure", "model_card"},
+    {"measure", "memory", "model_card"},
     {"training", "distillation", "calibration", "benchmarking", "prediction"},
     {"comparison"},
     {"report", "inspection"},

@@ -267,7 +267,7 @@ def test_the_method_of_the_guide_is_a_plugin(trained: Path, tmp_path: Path, monk
     whole = installed()
     for plugin in registry.plugins:
         whole.add("method", "last-states", registry.distiller("last-states"), plugin)
-    monkeypatch.setattr("exitkit.distillation.distill.installed", lambda: whole)
+    monkeypatch.setattr("exitkit.distillation.work.installed", lambda: whole)
     report = exitkit.distill(teacher=str(trained), output=tmp_path / "s", method="last-states", **QUICK)
     (phase,) = report["phases"]
     assert (phase["phase"], phase["hidden"], phase["answers"]) == ("states", [[2, 4]], False)

@@ -122,7 +122,7 @@ def test_a_student_of_the_best_map(trained: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         exitkit.distill(**settings, output=tmp_path / "cut")
     lines = (tmp_path / "cut.partial" / "training" / "search" / FILE).read_text().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3, "what it is about, and two maps"
     stops = False
     again = exitkit.distill(**settings, output=tmp_path / "cut", resume=True)
     assert again["layer_map_search"] == told

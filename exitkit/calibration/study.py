@@ -101,7 +101,7 @@ class Study:
 
     def rewrites(self, name: str) -> bool:
         """Whether a policy must be run, because a replay of it is only a guess."""
-        return rewrites(self.registry.policy(name), self.model.model.shape)
+        return rewrites(self.registry.policy(name), self.task.kind)
 
     def candidates(self, name: str, held: Mapping[str, Any], currency: str) -> list[Candidate]:
         """All settings of a policy worth considering, slow to fast."""

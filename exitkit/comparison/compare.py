@@ -25,7 +25,7 @@ from exitkit.data.splits import scoring_split, texts, training_and_calibration
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, reference_of
 from exitkit.plugins import Registry, installed
-from exitkit.policy import Shape, reads_heads
+from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
 from exitkit.tasks import Task
@@ -153,8 +153,7 @@ def _trained_on(settings: CompareConfig, registry: Registry) -> frozenset[Any]:
     for seed in sorted({seed for _, seed in _jobs(settings)}):
         data = training_and_calibration(settings.data, columns, seed, settings.max_train_samples, settings.task)
         found |= set(texts(data.train))
-    shape = Shape(2, 2, max(1, len(data.task.labels)), 8, data.task.kind)
-    if all(rewrites(registry.policy(name), shape) for name in settings.policies):
+    if all(rewrites(registry.policy(name), data.task.kind) for name in settings.policies):
         raise UsageError(
             f"--policies {','.join(settings.policies)}: in tagging words leave one by one and change what later layers "
             "read, so that curves cannot be replayed. Compare --policies sentence; the others with 'exitkit benchmark'."
@@ -242,7 +241,7 @@ def _unfit(name: str, registry: Registry, model: Artifact) -> str | None:
         return reason
     if "probe" in policy.reads and name not in model.model.probes:
         return f"needs a probe, which recipe '{policy.trained_by}' trains unless its options leave that out"
-    if rewrites(policy, shape):
+    if rewrites(policy, shape.task):
         return "words that leave one by one change later states, so its curve cannot be replayed; use benchmark"
     return None
 

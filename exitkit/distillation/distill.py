@@ -3,91 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase, set_seed
 
-from exitkit import config, runtime
+from exitkit import config
 from exitkit.config import Choice, DistillConfig
-from exitkit.data.batches import encode, limit
-from exitkit.data.columns import Columns, LabelUse
-from exitkit.data.sources import Rows, read
-from exitkit.data.splits import TrainingData, label_array, training_and_calibration
-from exitkit.distillation import fit, map_search
-from exitkit.distillation.fit import Fit
+from exitkit.data.splits import label_array
+from exitkit.distillation import map_search
+from exitkit.distillation.layer_map import text_of
 from exitkit.distillation.lessons import Lessons
-from exitkit.distillation.student import Student, new_student, start
+from exitkit.distillation.student import start
 from exitkit.distillation.student import told as told_of_student
-from exitkit.distillation.teacher import Teacher, load_teachers
-from exitkit.distiller import Distiller, Reads
+from exitkit.distillation.work import SEARCH, Work, checked
 from exitkit.errors import UsageError
 from exitkit.measure import Sample
-from exitkit.model import ExitModel
-from exitkit.plugins import Registry, installed
-from exitkit.recipe import Phase
-from exitkit.tasks import Answers, Regression, Task, needs_labels
-from exitkit.training.options import build, phases_of
-from exitkit.training.outcome import card_of, exit_logits, publish, report_of, score_exits, speed
-from exitkit.training.partial import TRAINING, check_output, finish_phase, finished_phase, open_partial, same_run
-from exitkit.training.phases import Job, Spent, check, run_phases
-from exitkit.training.train import class_weights, unlabelled_rows
+from exitkit.tasks import needs_labels
+from exitkit.training.outcome import card_of, publish, report_of, score_exits, speed
+from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
+from exitkit.training.phases import Spent, run_phases
 
-log = logging.getLogger("exitkit")
-
-SEARCH = "search"
-ANY_MAP = "uniform"  # stands in until the search has found one
 PROXY = "student"  # of the search
 KEPT = "_teacher"
 START = "_start"  # stands among the phases: the student before its first
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A method on a teacher and a student."""
-
-    name: str
-    method: Distiller
-    phases: Sequence[Phase]
-    reads: dict[str, Reads]  # by phase
-
-
-@dataclass(frozen=True)
-class Work:
-    """A run that has been checked: nothing has been trained or written."""
-
-    settings: DistillConfig
-    plan: Plan
-    teachers: Sequence[Teacher]
-    student: Student
-    data: TrainingData
-    metric: str
-    said: Answers  # the teachers' of the rows that exits are scored on
-    job: Job
-    encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer has them
-    size: Fit | None  # where it follows from a speed-up
-
-    @property
-    def sized(self) -> DistillConfig:
-        """The settings with the student's size in them."""
-        return self.settings if self.size is None else self.size.settings(self.settings)
-
-    def content(self) -> dict[str, str]:
-        """Content hashes of what a resumed run must find again."""
-        found = {
-            "training rows": self.job.rows.hash(),
-            "teachers": " ".join(teacher.content() for teacher in self.teachers),
-        }
-        return found if self.job.unlabelled is None else {**found, "unlabelled rows": self.job.unlabelled.hash()}
 
 
 def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -110,7 +54,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
     partial = _check_output(settings)
     searches = settings.layer_map == SEARCH
-    work = _checked(settings, partial)
+    work = checked(settings, partial)
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, work.content())
     if work.size is not None:
@@ -118,7 +62,7 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     if not searches:
         return _learn(work, partial, folder)
     found = _searched(work, folder / SEARCH)
-    chosen = _checked(_with_map(work.sized, map_search.text_of(found.layer_map)), partial)
+    chosen = checked(_with_map(work.sized, text_of(found.layer_map)), partial)
     result = {"layer_map_search": found.as_dict()}
     return _learn(replace(chosen, size=work.size), partial, folder, result)
 
@@ -134,7 +78,7 @@ def _searched(work: Work, folder: Path) -> map_search.Found:
 
     def judge(layer_map: map_search.Map, seed: int) -> float:
         update = {
-            "layer_map": map_search.text_of(layer_map),
+            "layer_map": text_of(layer_map),
             "seed": seed,
             "max_train_samples": min(settings.search_rows, len(work.data.train)),
             "epochs": settings.search_epochs,
@@ -142,7 +86,7 @@ def _searched(work: Work, folder: Path) -> map_search.Found:
             "unlabelled": None if settings.data is not None else settings.unlabelled,
             "cache": None,
         }
-        proxy = _checked(settings.model_copy(update=update), folder, on_calibration=True)
+        proxy = checked(settings.model_copy(update=update), folder, on_calibration=True)
         shutil.rmtree(folder / PROXY, ignore_errors=True)
         (folder / PROXY).mkdir()
         exits, _, _ = _taught(proxy, folder / PROXY)
@@ -167,42 +111,6 @@ def worth(exits: Sequence[Mapping[str, float]], labelled: bool) -> float:
 def _without_epochs(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a method without those of its phases."""
     return {key: value for key, value in options.items() if not isinstance(value, dict)}
-
-
-def _checked(settings: DistillConfig, partial: Path, on_calibration: bool = False) -> Work:
-    """Everything that a run needs, loaded and found to fit together; nothing is written.
-
-    Args:
-        settings: of the run.
-        partial: where a resumed run finds what it had settled on.
-        on_calibration: score exits on the rows set aside for calibration.
-
-    Raises UsageError: it does not.
-    """
-    registry, device = installed(), runtime.device(settings)
-    name, method, epochs = build("method", _with_layer_map(settings, registry), registry.distiller)
-    teachers = load_teachers(settings.teacher, registry, device, settings.max_length)
-    data = _data(settings, teachers[0])
-    if on_calibration:
-        data = replace(data, evaluation=data.calibration)
-    unlabelled = unlabelled_rows(settings.unlabelled if settings.data is not None else None, data)
-    metric = _metric(settings.metric, data)
-    if settings.class_weights is not None and data.train.task is None:
-        raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
-    weights = class_weights(settings.class_weights, data.train)
-    said = _teacher_answers(teachers, data.evaluation, data.task, device)
-    size = _size(settings, partial, teachers[0], data, registry)
-    sized = settings if size is None else size.settings(settings)
-    set_seed(settings.seed)
-    student = new_student(sized, teachers[0], data.task, _scale(data, said), registry)
-    plan = _plan(name, method, epochs, settings, student, teachers, registry)
-    longest, teachers = _lengths(settings, student, teachers)
-    model, tokenizer = student.model.to(device), student.tokenizer
-    job = Job(model, tokenizer, method, data.train, data.task, longest, weights, settings, device, unlabelled)
-    check(job, plan.phases)
-    encoded = [_encoded(job, teacher.tokenizer, teacher.max_length) for teacher in teachers]
-    _check_positions(plan, job, encoded[0], teachers[0])
-    return Work(settings, plan, teachers, student, data, metric, said, job, encoded, size)
 
 
 def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -242,16 +150,6 @@ def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Le
     return exits, replace(spent, seconds=spent.seconds + started), lessons
 
 
-def _size(
-    settings: DistillConfig, partial: Path, teacher: Teacher, data: TrainingData, registry: Registry
-) -> Fit | None:
-    """What a target makes of the student: measured, or as an interrupted run has it."""
-    if settings.target_speedup is None:
-        return None
-    before = fit.read(partial / TRAINING) if settings.resume else None
-    return before or fit.fit(settings, teacher, data.train, data.task, registry)
-
-
 def _check_output(settings: DistillConfig) -> Path:
     """The folder to work in. Raises UsageError for anything that may not be touched, the teachers among it."""
     assert settings.output is not None
@@ -259,189 +157,6 @@ def _check_output(settings: DistillConfig) -> Path:
         if Path(source).exists() and Path(source).resolve() == settings.output.resolve():
             raise UsageError(f"--output {settings.output} is the teacher; name another folder.")
     return check_output(settings.output, settings.resume, settings.overwrite)
-
-
-def _lengths(settings: DistillConfig, student: Student, teachers: list[Teacher]) -> tuple[int, list[Teacher]]:
-    """How many tokens of a row the student reads: no more than its teachers, unless asked.
-
-    Teachers who share its tokenizer read no more than it does, so that both see the same tokens.
-    """
-    longest = limit(student.tokenizer, student.model.stock.config, settings.max_length)
-    if settings.max_length is None:
-        longest = min(longest, *(teacher.max_length for teacher in teachers))
-    return longest, [
-        replace(teacher, max_length=min(teacher.max_length, longest))
-        if teacher.tokenizer is student.tokenizer
-        else teacher
-        for teacher in teachers
-    ]
-
-
-def _with_layer_map(settings: DistillConfig, registry: Registry) -> Choice:
-    """The method as it was chosen; `--layer-map` is one of its options, where it has such a one."""
-    choice = settings.method
-    if settings.layer_map is None or len(choice.name) != 1:
-        return choice
-    stands_for = ANY_MAP if settings.layer_map == SEARCH else settings.layer_map
-    method = registry.distiller(choice.name[0])
-    if "layer_map" not in {field.name for field in dataclasses.fields(method)}:  # type: ignore[arg-type]
-        raise UsageError(
-            f"--layer-map {settings.layer_map}: method '{choice.name[0]}' compares no layers; method 'layers' does."
-        )
-    return Choice(name=choice.name, **{**choice.options, "layer_map": stands_for})
-
-
-def _data(settings: DistillConfig, teacher: Teacher) -> TrainingData:
-    """The rows, with their labels, if they have any, as the teacher orders them."""
-    columns = Columns(settings.text_column, settings.pair_column, settings.label_column)
-    source, use = settings.data, _use(settings)
-    seen = read(source, "train", columns, settings.task, use_labels=use) if source is not None else None
-    task = _task(teacher, None if seen is None else seen.task, settings.label_names)
-    found = training_and_calibration(
-        source if source is not None else settings.unlabelled,
-        columns,
-        settings.seed,
-        settings.max_train_samples,
-        task,
-        use,
-    )
-    if found.train.task is None and use == "optional":
-        log.info("not every row has a label: the student learns from the teacher alone")
-    return found
-
-
-def _use(settings: DistillConfig) -> LabelUse:
-    if settings.data is None:
-        return "ignored"
-    return "needed" if settings.label_column is not None else "optional"
-
-
-def _task(teacher: Teacher, seen: Task | None, names: Sequence[str] | None) -> Task:
-    """What the student will answer: the teacher's task, its labels under the data's names.
-
-    Raises UsageError: the data are of another task, or have labels that the teacher does not know.
-    """
-    task = teacher.task
-    if names is not None:
-        if len(names) != len(task.labels) or len(set(names)) < len(names):
-            raise UsageError(
-                f"--label-names {','.join(names)}: the teacher has {len(task.labels)} labels "
-                f"({', '.join(task.labels) or 'none'}); give one name for each, in their order."
-            )
-        task = replace(task, labels=tuple(names))
-    if seen is None:
-        return task
-    if seen.kind != task.kind:
-        raise UsageError(
-            f"--teacher {teacher.source} is for {task.kind}, and the labels of --data look like {seen.kind}. Say how "
-            f"they are meant (--task {task.kind}), give data of the teacher's task, or give the texts as --unlabelled."
-        )
-    unknown = sorted(set(seen.labels) - set(task.labels))
-    if unknown:
-        raise UsageError(
-            f"--teacher {teacher.source} answers {', '.join(task.labels)}; the data has {', '.join(seen.labels)}. If "
-            "these are the same classes under other names, say which is which: --label-names, with the data's labels "
-            "in the order of the teacher's. Or give the texts as --unlabelled, whose labels are not looked at."
-        )
-    return task
-
-
-def _metric(asked: str | None, data: TrainingData) -> str:
-    """What scores are. Raises UsageError: it needs labels, and there are none."""
-    there = data.evaluation.task is not None
-    metric = asked or (data.task.default_metric if there else "agreement")
-    data.task.metric(metric)  # refuse a misspelt label before training, not after
-    if not there and needs_labels(metric):
-        raise UsageError(f"--metric {metric} needs labels, and these rows have none. Use --metric agreement.")
-    return metric
-
-
-def _teacher_answers(teachers: Sequence[Teacher], rows: Rows, task: Task, device: torch.device) -> Answers:
-    """What the teachers say together of some rows."""
-    found = [
-        teacher.logits(
-            exit_logits(
-                teacher.model,
-                Sample(rows, teacher.tokenizer, teacher.max_length, task, device),
-                "scoring the teacher",
-            )[-1]
-        )
-        for teacher in teachers
-    ]
-    return task.answers(torch.stack(found).mean(dim=0))
-
-
-def _scale(data: TrainingData, said: Answers) -> float:
-    """In regression the standard deviation of the labels, or of the teacher's answers where there are none."""
-    if not isinstance(data.task, Regression):
-        return 1.0
-    return float(np.std(said if data.train.task is None else label_array(data.train)))
-
-
-def _plan(
-    name: str,
-    method: Distiller,
-    epochs: dict[str, float],
-    settings: DistillConfig,
-    student: Student,
-    teachers: Sequence[Teacher],
-    registry: Registry,
-) -> Plan:
-    """Put the method on the models. Raises UsageError: it cannot teach this, or not by these teachers."""
-    model, teacher = student.model, teachers[0].model
-    why = type(method).refuses(model.shape)
-    if why is not None:
-        raise UsageError(f"--method {name} is not for {model.shape.task}: {why}.")
-    for part, module in method.scaffold(model.shape, teacher.shape).items():
-        model.scaffold[part] = module
-    method.prepare(model)
-    phases = phases_of("method", name, method, model, settings.epochs, epochs, False)
-    reads = {phase.name: method.reads(phase.name, model.shape, teacher.shape) for phase in phases}
-    if any(of_phase.inside for of_phase in reads.values()) and len(teachers) > 1:
-        raise UsageError(
-            f"--method {name} looks into its teacher, whose layers cannot be averaged with those of another. Name one "
-            "--teacher, or use --method logits."
-        )
-    for of_phase in reads.values():
-        if of_phase.attention:
-            for looked_into in (teachers[0].model, model):
-                _tells_attention(name, method, looked_into, registry)
-    return Plan(name, method, phases, reads)
-
-
-def _tells_attention(name: str, method: Distiller, model: ExitModel, registry: Registry) -> None:
-    if not model.encoder.cuts:
-        without = "Without attention: --set method.attention=false." if hasattr(method, "attention") else ""
-        known = ", ".join(one for one in registry.names("model type") if registry.encoder(one).cuts)
-        raise UsageError(
-            f"--method {name} compares what attention multiplies, and family '{model.stock.config.model_type}' does "
-            f"not tell that; these do: {known}. {without or 'Use --method logits.'}"
-        )
-
-
-def _encoded(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """All rows to learn from, in their order, as a tokenizer has them."""
-    parts = [
-        encode(replace(rows, data=rows.data.remove_columns([n for n in rows.data.column_names if n == "label"])),
-               tokenizer, max_length)
-        for rows in (job.rows, job.unlabelled)
-        if rows is not None
-    ]  # fmt: skip
-    return concatenate_datasets(parts)
-
-
-def _check_positions(plan: Plan, job: Job, taught: Dataset, teacher: Teacher) -> None:
-    """Raise UsageError: token by token lessons, and the student has other tokens than the teacher."""
-    if not any(of_phase.inside for of_phase in plan.reads.values()):
-        return
-    own = _encoded(job, job.tokenizer, job.max_length)
-    for row, (ours, theirs) in enumerate(zip(own["input_ids"][:], taught["input_ids"][:], strict=True), start=1):
-        if ours != theirs:
-            raise UsageError(
-                f"--method {plan.name} compares states token by token, but the student and the teacher "
-                f"{teacher.source} cut texts into different tokens (row {row}: {len(ours)} and {len(theirs)}). Give a "
-                "student with the teacher's tokenizer, the same --max-length for both, or use --method logits."
-            )
 
 
 def _start(work: Work, state: Path) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exitkit.errors import UsageError, one_of
 
 NAMED = ("uniform", "last", "skip")
@@ -44,3 +46,8 @@ def layer_map(text: str, student: int, teacher: int) -> tuple[int, ...]:
         if layer > teacher:
             raise UsageError(f"--layer-map {text}: the teacher has no layer {layer}; it has layers 1 to {teacher}.")
     return found
+
+
+def text_of(layer_map: Sequence[int]) -> str:
+    """A map as it is written on the command line."""
+    return ",".join(map(str, layer_map))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.samplers import NSGAIISampler
 
-from exitkit.artifact import write_text
-from exitkit.distillation.layer_map import layer_map
+from exitkit.distillation.layer_map import layer_map, text_of
+from exitkit.memory import Memory
 
 log = logging.getLogger("exitkit")
 
 FILE = "search.jsonl"
+ABOUT = {"search": "layer maps"}  # a resumed run is checked as a whole: nothing else can differ
 WARM = ("uniform", "last")
 WINNERS = 3
 """Maps that are tried again with another seed."""
@@ -67,35 +67,26 @@ class Found:
         }
 
 
-class Remembered:
-    """A judge that writes every score into a file and never asks twice; a cut last line is asked again."""
+class Remembered(Memory[tuple[Map, int], float]):
+    """A judge that keeps every score in a file of its run and never asks twice."""
 
     def __init__(self, judge: Judge, file: Path) -> None:
-        self.judge, self.file = judge, file
-        self.known: dict[tuple[Map, int], float] = {}
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        for line in lines:
-            try:
-                plain = json.loads(line)
-                self.known[tuple(plain["layer_map"]), plain["seed"]] = plain["score"]
-            except (ValueError, TypeError, KeyError):
-                break
+        super().__init__(ABOUT, file, _plain, _parsed)
+        self.judge = judge
         if self.known:
             log.info("going on with an interrupted search: %d maps have been tried", len(self.known))
-        write_text(file, "".join(map(_line, self.known, self.known.values())))
 
     def __call__(self, layer_map: Map, seed: int) -> float:
         """The score of a map under a seed."""
-        key = layer_map, seed
-        if key not in self.known:
-            self.known[key] = self.judge(layer_map, seed)
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(_line(key, self.known[key]))
-        return self.known[key]
+        return self.recall((layer_map, seed), lambda: self.judge(layer_map, seed))
 
 
-def _line(key: tuple[Map, int], score: float) -> str:
-    return json.dumps({"layer_map": list(key[0]), "seed": key[1], "score": score}) + "\n"
+def _plain(key: tuple[Map, int], score: float) -> Any:
+    return {"layer_map": list(key[0]), "seed": key[1], "score": score}
+
+
+def _parsed(plain: Any) -> tuple[tuple[Map, int], float]:
+    return (tuple(plain["layer_map"]), plain["seed"]), plain["score"]
 
 
 def search(judge: Judge, student: int, teacher: int, seed: int, generations: int, population: int) -> Found:
@@ -147,8 +138,3 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     tried += [Tried(generations, one, seed + 1, score) for one, score in again.items()]
     best_map = max(again, key=lambda one: scores[one] + again[one])
     return Found(best_map, tuple(tried), {text_of(layer_map(name, student, teacher)): name for name in WARM[::-1]})
-
-
-def text_of(layer_map: Sequence[int]) -> str:
-    """A map as it is written on the command line."""
-    return ",".join(map(str, layer_map))

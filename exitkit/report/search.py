@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exitkit.distillation.layer_map import text_of
 from exitkit.report import pictures
 
 FILE = "layer_map.png"
@@ -16,12 +17,8 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
     found = report.get("layer_map_search")
     if found is None:
         return
-    tried = [(one["generation"], _text(one["layer_map"]), one["score"]) for one in found["tried"]]
-    chosen = _text(found["layer_map"])
+    tried = [(one["generation"], text_of(one["layer_map"]), one["score"]) for one in found["tried"]]
+    chosen = text_of(found["layer_map"])
     names = {**found["known"], chosen: f"chosen: {chosen}"}
     score = f"{report['metric']}, mean over the exits, %"
     pictures.save(pictures.generations(tried, names, score), folder / FILE)
-
-
-def _text(layer_map: list[int]) -> str:
-    return ",".join(map(str, layer_map))

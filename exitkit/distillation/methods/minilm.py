@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from exitkit.distillation.losses import answer_losses, check_answers, relations_loss
+from exitkit.distillation.losses import relations_loss
+from exitkit.distillation.then_answers import ThenAnswers
 from exitkit.distiller import Distiller, Reads
 from exitkit.errors import UsageError
 from exitkit.hookspecs import Register, hookimpl
-from exitkit.recipe import EveryExit, Group, Phase
+from exitkit.recipe import EveryExit
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
     from exitkit.policy import Shape
 
-RELATIONS = "relations"
-ANSWERS = "answers"
 FEATURES = 16  # as in the paper's students of a base teacher, whose 48 heads have 16 features of its 768
 
 
 @dataclass(frozen=True)
-class MiniLM(Distiller):
+class MiniLM(ThenAnswers):
     """The student's last layer learns how the teacher's relates tokens, then its exits learn the answers.
 
     Phase `relations`: KL of q-q, k-k and v-v relations, see `losses.relations_loss`. Phase `answers`: as `logits`.
@@ -38,23 +36,19 @@ class MiniLM(Distiller):
     task, and the second phase hands on its answers.
     """
 
-    learning_rate: float = 5e-5
-    answers_learning_rate: float = 3e-5
-    head_learning_rate: float = 3e-4
+    first: ClassVar[str] = "relations"
+
     relation_heads: int = 0
     layer: int = 0
-    temperature: float = 1.0
-    hard: float = 0.5
-    loss: str = "soft"
 
     def __post_init__(self) -> None:
-        check_answers(self.loss, self.temperature, self.hard)
+        super().__post_init__()
         for option in ("relation_heads", "layer"):
             if getattr(self, option) < 0:
                 raise UsageError(f"method.{option}: {getattr(self, option)} is negative; 0 lets exitkit choose.")
 
-    def reads(self, phase: str, student: Shape, teacher: Shape) -> Reads:
-        """Queries, keys and values of the last layer; then answers."""
+    def inside(self, student: Shape, teacher: Shape) -> Reads:
+        """Queries, keys and values of the student's last layer and of one of the teacher's."""
         if self.layer > teacher.layers:
             raise UsageError(
                 f"method.layer: the teacher has no layer {self.layer}; it has layers 1 to {teacher.layers}."
@@ -65,21 +59,10 @@ class MiniLM(Distiller):
                 f"method.relation_heads: {self.relation_heads} does not divide both widths, {student.width} of the "
                 f"student and {teacher.width} of the teacher. Use a number that divides {common}."
             )
-        if phase == ANSWERS:
-            return Reads()
         return Reads(answers=False, vectors=((student.layers, self.layer or teacher.layers),))
 
-    def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:
-        """`relations`, then `answers`."""
-        parts = model.parts()
-        first = [Group(parts["encoder"], self.learning_rate)]
-        second = [Group(parts["encoder"], self.answers_learning_rate), Group(parts["heads"], self.head_learning_rate)]
-        return [Phase(RELATIONS, epochs, first), Phase(ANSWERS, epochs, second)]
-
-    def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
-        """The relations' loss, or the answers'."""
-        if phase == ANSWERS:
-            return answer_losses(seen, self.loss, self.temperature, self.hard)
+    def inner_losses(self, seen: EveryExit) -> Mapping[str, Tensor]:
+        """That of relations."""
         assert seen.lesson is not None
         ((own, theirs),) = seen.lesson.vectors
         heads = self.relation_heads or relation_heads(own.shape[-1], theirs.shape[-1])
