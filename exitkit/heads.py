@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from exitkit.encoders.base import linear_cost, mean_of_pieces, mean_of_tokens
+from exitkit.encoders.base import first_tokens, linear_cost, mean_of_pieces, mean_of_tokens
 from exitkit.errors import UsageError, one_of
 from exitkit.stream import Stream
 
@@ -39,12 +39,17 @@ class ExitHead(nn.Module):
         return linear_cost(self)
 
 
-def pool(stream: Stream, pooling: Pooling, task: str) -> Tensor:
-    """What the exit heads read of a stream with finished states: [U, d], for `mix` [U, 2 d]."""
+def pool(stream: Stream, pooling: Pooling, task: str, units: Tensor | None = None) -> Tensor:
+    """What the exit heads read of the units in rows `units` [n] (None = all): [n, d], for `mix` [n, 2 d].
+
+    The stream has finished states.
+    """
     if pooling == "cls":
-        return stream.hidden.index_select(0, stream.anchor)
+        return first_tokens(stream, units)
     mean = mean_of_pieces(stream) if task == "tagging" else mean_of_tokens(stream)
-    return mean if pooling == "mean" else torch.cat([stream.hidden[stream.anchor], mean], dim=-1)
+    if units is not None:
+        mean = mean.index_select(0, units)
+    return mean if pooling == "mean" else torch.cat([first_tokens(stream, units), mean], dim=-1)
 
 
 def choose_pooling(asked: str, task: str) -> Pooling:

@@ -84,10 +84,8 @@ class ExitModel(nn.Module):
         """
         finished = self.encoder.finished(stream)
         if exit == self.shape.exits:
-            pooled = self.encoder.pooled(finished)
-            return None, self.encoder.stock_head(pooled if units is None else pooled.index_select(0, units))
-        pooled = pool(finished, self.pooling, self.task)
-        features, logits = self.heads[exit - 1](pooled if units is None else pooled.index_select(0, units))
+            return None, self.encoder.stock_head(self.encoder.pooled(finished, units))
+        features, logits = self.heads[exit - 1](pool(finished, self.pooling, self.task, units))
         return features, logits
 
     def forward(

@@ -90,12 +90,12 @@ class Encoder(ABC):
         """The stream as an exit head may read it: behind the final norm in pre-norm families, else as it is."""
         return stream
 
-    def pooled(self, stream: Stream) -> Tensor:
-        """The state that the stock head reads of every unit of a stream with finished states: [U, d].
+    def pooled(self, stream: Stream, units: Tensor | None = None) -> Tensor:
+        """What the stock head reads of the units in rows `units` [n] (None = all) of finished states: [n, d].
 
         Usually that of the unit's first token: [CLS], or a word's first piece.
         """
-        return stream.hidden.index_select(0, stream.anchor)
+        return first_tokens(stream, units)
 
     @abstractmethod
     def stock_head(self, pooled: Tensor) -> Tensor:
@@ -149,6 +149,11 @@ def update_active(stream: Stream, new: Tensor) -> Tensor:
 def active_states(stream: Stream) -> Tensor:
     """[Q, d] states of the tokens that compute."""
     return stream.hidden if stream.active is None else stream.hidden.index_select(0, stream.active)
+
+
+def first_tokens(stream: Stream, units: Tensor | None = None) -> Tensor:
+    """[n, d] states of the tokens that speak for the units in rows `units` [n]; None = all."""
+    return stream.hidden.index_select(0, stream.anchor if units is None else stream.anchor.index_select(0, units))
 
 
 def mean_of_tokens(stream: Stream) -> Tensor:

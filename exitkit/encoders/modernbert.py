@@ -46,11 +46,12 @@ class ModernBertEncoder(Encoder):
     def finished(self, stream: Stream) -> Stream:  # noqa: D102
         return stream.carrying(self.base.final_norm(stream.hidden))
 
-    def pooled(self, stream: Stream) -> Tensor:
+    def pooled(self, stream: Stream, units: Tensor | None = None) -> Tensor:
         """The first token, or the mean of all where the config says so."""
-        if not self.tags_words and self.stock.config.classifier_pooling == "mean":
-            return mean_of_tokens(stream)
-        return super().pooled(stream)
+        if self.tags_words or self.stock.config.classifier_pooling != "mean":
+            return super().pooled(stream, units)
+        mean = mean_of_tokens(stream)
+        return mean if units is None else mean.index_select(0, units)
 
     def stock_head(self, pooled: Tensor) -> Tensor:  # noqa: D102
         logits: Tensor = self.stock.classifier(self.stock.drop(self.stock.head(pooled)))
