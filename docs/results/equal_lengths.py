@@ -3,13 +3,14 @@
 python docs/results/equal_lengths.py ARTIFACT
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
 
 import torch
 
-from exitkit import artifact, clock
+from exitkit import artifact, clock, layout
 from exitkit.loop import run
 from exitkit.measure import full_model
 from exitkit.plugins import installed
@@ -18,12 +19,14 @@ from exitkit.stream import Batch
 registry = installed()
 model = artifact.read(Path(sys.argv[1]), registry)
 full = full_model(model, registry)
+stock = copy.deepcopy(model.model.stock)
+layout.by_output(stock)  # as transformers stores weights
 
 
 def plain(batch: Batch) -> None:
     """The stock model."""
     with torch.inference_mode():
-        model.model.stock(**batch)
+        stock(**batch)
 
 
 report = {}
