@@ -109,8 +109,9 @@ class AttentionGate(nn.Module):
         """Log-odds of skipping [S]."""
         tokens = hidden.shape[0]
         states = torch.tanh(self.dense(hidden))  # [T, 128]
-        owner = torch.repeat_interleave(bounds.diff(), output_size=tokens)  # [T] sequence of each token
-        asked = self.query(states[bounds[:-1]])[owner]  # [T, 128] the question that each token answers
+        owner = owners(bounds, tokens)
+        asked = self.query(states[bounds[:-1]])  # [S, 128]
+        asked = asked if owner is None else asked[owner]  # [T, 128] the question that each token answers
         scores = (asked * self.key(states)).view(tokens, HEADS, -1).sum(dim=-1) / math.sqrt(INNER // HEADS)
         exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
         shares = softmax_within(exact, owner, bounds).to(states.dtype)  # [T, 2]
@@ -146,13 +147,24 @@ class LinearGate(nn.Module):
 GATES: dict[str, Callable[[int], nn.Module]] = {"attention": AttentionGate, "linear": LinearGate}
 
 
+def owners(bounds: Tensor, tokens: int) -> Tensor | None:
+    """The sequence of each token [T]; None where there is only one, for which that much bookkeeping costs as much as
+    the rest of a gate.
+    """
+    return None if bounds.shape[0] == 2 else torch.repeat_interleave(bounds.diff(), output_size=tokens)
+
+
 def sum_within(rows: Tensor, bounds: Tensor) -> Tensor:
     """Sum [S, n] of the rows [T, n] of every sequence, the same whatever stands beside it."""
+    if bounds.shape[0] == 2:
+        return rows.sum(dim=0, keepdim=True)
     return embedding_bag(torch.arange(rows.shape[0], device=rows.device), rows, bounds[:-1], mode="sum")
 
 
-def softmax_within(scores: Tensor, owner: Tensor, bounds: Tensor) -> Tensor:
-    """Softmax over the tokens of every sequence, column by column: [T, n]."""
+def softmax_within(scores: Tensor, owner: Tensor | None, bounds: Tensor) -> Tensor:
+    """Softmax over the tokens of every sequence, column by column: [T, n]. `owner` is what `owners` says."""
+    if owner is None:
+        return scores.softmax(dim=0)
     sequences = bounds.shape[0] - 1
     lowest = scores.detach().new_full((sequences, scores.shape[1]), -torch.inf)
     highest = lowest.scatter_reduce(0, owner[:, None].expand_as(scores), scores.detach(), "amax")
