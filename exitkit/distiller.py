@@ -14,6 +14,7 @@ from exitkit.recipe import Recipe
 if TYPE_CHECKING:
     from exitkit.inside import Inside
     from exitkit.policy import Shape
+    from exitkit.stream import Batch
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,14 @@ class Reads:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher said of a batch, beside what the student has at the same places: no padding, same order."""
+    """What the teacher said of a batch, beside what the student has at the same places: no padding, same order.
+
+    In tagging answers are compared word by word, so that tokenizers may differ. A word that truncation cut off in the
+    teacher is one that it says nothing of.
+    """
 
     logits: Tensor | None  # [U, C] of the teacher
+    answered: Tensor | None = None  # [U] bool, of whom it said anything; None = of all. The others' logits are 0
     hidden: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, d], teacher's [T, d']) for every pair of layers
     scores: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [P, H], teacher's [P, H']), P pairs of tokens
     vectors: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, 3, d], teacher's [T, 3, d'])
@@ -80,5 +86,5 @@ class Tutor(Protocol):
     def notes(self, phase: str) -> Inside:
         """An empty record of what a phase looks at inside the student."""
 
-    def lesson(self, phase: str, rows: Tensor, mask: Tensor, own: Inside) -> Lesson:
-        """What the teachers say of rows [B] with the student's attention mask [B, N], beside the student's record."""
+    def lesson(self, phase: str, rows: Tensor, batch: Batch, own: Inside) -> Lesson:
+        """What the teachers say of rows [B] that are this batch of the student's, beside the student's record."""

@@ -71,14 +71,14 @@ class Sample:
         made = batches(self.encoded, self.tokenizer, size)
         return [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in made]
 
-    def answers(self, logits: Tensor) -> Answers:
-        """Answers of the rows to logits of the units [U, C]."""
+    def answers(self, logits: Tensor, places: npt.NDArray[np.int64] | None = None) -> Answers:
+        """Answers of the rows to logits of the units [U, C], or of words at these places [U] among all."""
         of_units = self.task.answers(logits)
         if self.words is None:
             return of_units
         assert isinstance(self.task, Tagging)
         everything = np.full(self.words.total, self.task.fallback)
-        everything[self.words.seen] = of_units
+        everything[self.words.seen if places is None else places] = of_units
         return sentences(np.split(everything, self.words.ends[:-1]))
 
     def unit_labels(self) -> Answers | None:

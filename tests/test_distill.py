@@ -157,6 +157,13 @@ def test_labels_are_optional_everywhere(trained: Path, tmp_path: Path) -> None:
     assert found["metric"] == "agreement"
 
 
+def test_unlabelled_texts_may_stand_in_another_column_than_those_with_labels(trained: Path, tmp_path: Path) -> None:
+    file = csv(tmp_path / "bare.csv", False)
+    file.write_text(file.read_text().replace("text\n", "review\n", 1))
+    report = exitkit.distill(teacher=str(trained), output=tmp_path / "s", unlabelled=str(file), **QUICK)
+    assert report["learned_from"] == {"labelled": 96, "unlabelled": 60}
+
+
 def test_a_metric_that_needs_labels_needs_them(trained: Path, tmp_path: Path) -> None:
     bare = csv(tmp_path / "bare.csv", False)
     with pytest.raises(UsageError, match="accuracy needs labels, and these rows have none"):

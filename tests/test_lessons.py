@@ -55,7 +55,7 @@ def taught(tutor: Lessons, phase: str, rows: list[int]) -> tuple[Lesson, torch.T
     with torch.no_grad():
         answers = full_pass(teacher.model, batch, notes.embedded, notes.between).logits[-1]
     tutor.prepare(phase)
-    return tutor.lesson(phase, torch.tensor(rows), batch["attention_mask"], notes), answers
+    return tutor.lesson(phase, torch.tensor(rows), batch, notes), answers
 
 
 ROWS = [7, 3, 39, 12, 0, 25]
@@ -157,8 +157,9 @@ def test_unlabelled_rows_come_after_labelled_ones_and_say_so(teacher) -> None:
 
 def test_a_record_is_one_vector_of_its_parts() -> None:
     layout = Layout(classes=3, width=4, heads=2, hidden=(0, 5), scores=(5,), vectors=(5,))
-    assert layout.parts(6) == [3, 24, 24, 72, 72]
-    assert layout.size(6) == 195
+    assert layout.parts(6, 1) == [3, 24, 24, 72, 72]
+    assert layout.size(6, 1) == 195
+    assert layout.parts(6, 4) == [12, 24, 24, 72, 72], "in tagging there are logits of every word"
 
 
 # --- on disk

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from artifacts import byte_level, byte_level_checkpoint
 from exitkit_policies.sentence import RANKS, Sentence, _groups, _mean, _quantile
 from exitkit_policies.token_window import Rescored, TokenWindow
 from hypothesis import HealthCheck, example, given, settings
@@ -22,10 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
     RobertaTokenizer,
 )
 from typer.testing import CliRunner
@@ -63,21 +61,6 @@ from exitkit.training.start import starting_model
 
 REGISTRY = installed()
 BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
-
-
-@pytest.fixture(scope="module")
-def tagger(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four exits over `demo:tags`."""
-    folder = tmp_path_factory.mktemp("tagger") / "model"
-    exitkit.train(
-        model=str(encoder),
-        data="demo:tags",
-        output=folder,
-        epochs=1,
-        max_train_samples=2500,
-        recipe={"name": "joint", "learning_rate": 2e-3, "head_learning_rate": 2e-3},
-    )
-    return folder
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -264,6 +247,14 @@ def test_a_line_that_is_no_word_is_named(tmp_path: Path) -> None:
         read(tmp_path / "a.conll")
 
 
+def test_words_without_any_tag_are_read_where_none_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("-DOCSTART-\n\nEU\nrejects\n\ncalls\n")
+    rows = read(tmp_path / "a.conll", task="tagging", use_labels="optional")
+    assert (rows.data["words"][:], rows.task) == ([["EU", "rejects"], ["calls"]], None)
+    with pytest.raises(UsageError, match="no column looks like the label"):
+        read(tmp_path / "a.conll")
+
+
 def test_an_unseen_tag_is_named_with_its_row(tmp_path: Path) -> None:
     file = write(tmp_path / "test.jsonl", [{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a"], "tags": ["B-PRE"]}])
     with pytest.raises(UsageError, match=r"row 2 .*'B-PRE'.*Did you mean 'B-PER'"):
@@ -316,14 +307,6 @@ def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
     truth, given = sentences([[0, 1, 2], [3]]), sentences([[0, 1, 0], [3]])
     found = score(task, "span_f1", truth, given, truth)
     assert (found.score, found.full_score, found.agreement) == (0.5, 1.0, 0.75)
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """As ModernBERT's: a word is read with the blank before it, and offsets are left as they are."""
-    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<s>", "</s>", "<pad>"]
-    built = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", cls_token="<s>", sep_token="</s>")
 
 
 @pytest.mark.parametrize(
@@ -434,21 +417,6 @@ def test_a_word_of_a_text_that_the_tokenizer_does_not_know_is_counted() -> None:
     batch, (read_of,) = batch_of(["a zz b"], PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>"), 40)
     assert batch["words"].tolist() == [[0, 2]]
     assert (read_of.count, read_of.seen, read_of.offsets) == (3, [0, 2], [(0, 1), (2, 4), (5, 6)])
-
-
-def byte_level_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """A tiny RoBERTa with a byte-level tokenizer."""
-    config = RobertaConfig(
-        vocab_size=300,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    RobertaModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("own_class", [False, True])

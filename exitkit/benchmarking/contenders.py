@@ -20,6 +20,7 @@ from exitkit.calibration.calibrate import (
 from exitkit.calibration.study import Study
 from exitkit.config import BenchmarkConfig, Choice
 from exitkit.data.sources import Origin, Rows, reread
+from exitkit.data.splits import texts
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.measure import full_model
 from exitkit.plugins import Registry
@@ -151,7 +152,7 @@ def _must_be_other_rows(model: Artifact, calibration: Mapping[str, Any], rows: R
 
 
 def _refuse_same(chosen: Rows, rows: Rows) -> None:
-    calibrated, scored = _texts(chosen), _texts(rows)
+    calibrated, scored = set(texts(chosen)), set(texts(rows))
     both = len(calibrated & scored)
     if 0 < both <= SAME_ROWS * min(len(calibrated), len(scored)):
         log.warning("%d of the %d texts to score are among the calibration rows too", both, len(scored))
@@ -161,11 +162,6 @@ def _refuse_same(chosen: Rows, rows: Rows) -> None:
             "settings, so their score would flatter. Score other rows with --data/--split, or calibrate on others "
             "with --calibration-data/--calibration-split."
         )
-
-
-def _texts(rows: Rows) -> set[tuple[str, ...]]:
-    names = ["text", "text_pair"] if rows.pair else ["text"]
-    return set(zip(*(rows.data[name][:] for name in names), strict=True))
 
 
 def warn_of_drift(contender: Contender, trace: Trace, exits: int) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from exitkit.cli.command import command
 from exitkit.config import DistillConfig
 
-HELP = """Make a smaller student of one or more teachers, with exits of its own.
+HELP = """Make a smaller student of one or more teachers (classifiers or taggers), with exits of its own.
 
 The student starts as a piece of the teacher (its most important heads, units and features), learns what the teacher \
 says or how its layers work, and then is calibrated, benchmarked and used like any other model. Labels are not needed: \
@@ -63,6 +63,10 @@ def show(result: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     console.print(f"{result['metric']} on {result['split']}, {result['rows']} rows", highlight=False)
+    if "scheme" in result:
+        from exitkit.tagging import scheme_told
+
+        console.print(f"tags: {scheme_told(result['scheme'])}", highlight=False)
     table = Table(box=SIMPLE)
     for column in ("exit", "layer", "score", "as the teacher"):
         table.add_column(column, justify="right")

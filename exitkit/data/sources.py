@@ -150,7 +150,7 @@ def read_from(
     use_labels: LabelUse = "needed",
 ) -> Rows:
     """`read`, for a source that has been found already."""
-    split = split or _only_split(found)
+    split = split or only_split(found)
     pieces = _pieces(found, split)
     kind = task.kind if isinstance(task, Task) else task
     picked = _pick(pieces, columns, use_labels, kind)
@@ -191,7 +191,8 @@ def labelled(found: Catalogue, split: str, columns: Columns) -> bool:
     return name is not None and any_label(table, name)
 
 
-def _only_split(found: Catalogue) -> str:
+def only_split(found: Catalogue) -> str:
+    """The name of the split where there is one. Raises UsageError: there are several."""
     if len(found.tables) > 1:
         raise UsageError(f"{found.source} has the splits {', '.join(found.tables)}. Say which with --split.")
     return next(iter(found.tables))

@@ -153,6 +153,8 @@ def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
 
 
 def texts(rows: Rows) -> list[tuple[str, ...]]:
-    """Each row's text or pair, to compare rows by."""
+    """Each row's text or pair, to compare rows by; in tagging its words, which may come from a raw text."""
+    if "words" in rows.data.column_names:
+        return [tuple(words) for words in rows.data["words"][:]]
     names = ["text", "text_pair"] if rows.pair else ["text"]
     return list(zip(*(rows.data[name][:] for name in names), strict=True))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features
 
-from exitkit.data.conll import CONLL, NotAWord, conll
+from exitkit.data.conll import BLANKS, CONLL, NotAWord, conll
 from exitkit.errors import ExitkitError
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", *CONLL)
@@ -197,12 +197,17 @@ def _delimited(path: Path, delimiter: str, quoting: Literal[0, 3]) -> dict[str, 
 
 
 def _conll(path: Path) -> dict[str, list[list[str]]]:
-    """The words of a CoNLL file and their tags; see `conll`."""
+    """The words of a CoNLL file and their tags, if any word has one; see `conll`."""
+    universal = path.suffix == ".conllu"
     with _open(path) as file:
         try:
-            found = list(conll(file, universal=path.suffix == ".conllu"))
+            found = list(conll(file, universal))
         except NotAWord as error:
-            raise ExitkitError(f"{path}, {error}") from None
+            file.seek(0)
+            if universal or any(set(line.strip(BLANKS)) & set(BLANKS) for line in file):
+                raise ExitkitError(f"{path}, {error}") from None
+            file.seek(0)
+            return {"tokens": [words for _, words, _ in conll(file, universal, tagged=False)]}
     return {"tokens": [words for _, words, _ in found], "tags": [tags for _, _, tags in found]}
 
 

@@ -23,7 +23,7 @@ from exitkit.distillation.student import start
 from exitkit.distillation.student import told as told_of_student
 from exitkit.distillation.work import SEARCH, Work, checked
 from exitkit.errors import UsageError
-from exitkit.measure import Sample
+from exitkit.measure import told_of_words
 from exitkit.tasks import needs_labels
 from exitkit.training.outcome import card_of, publish, report_of, score_exits, speed
 from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
@@ -119,6 +119,7 @@ def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = Ma
     exits, spent, lessons = _taught(work, folder)
     report = {
         **report_of(student.model, data, work.plan.name, work.metric, exits),
+        **told_of_words(work.sample),
         **speed(spent),
         **_did(work, lessons),
         **more,
@@ -145,8 +146,7 @@ def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Le
         job.device,
     )
     spent = run_phases(replace(job, tutor=lessons), work.plan.phases, folder)
-    sample = Sample(work.data.evaluation, student.tokenizer, job.max_length, work.data.task, job.device)
-    exits = score_exits(student.model, sample, work.metric, work.said)
+    exits = score_exits(student.model, work.sample, work.metric, work.said)
     return exits, replace(spent, seconds=spent.seconds + started), lessons
 
 
@@ -198,6 +198,7 @@ def _did(work: Work, lessons: Lessons) -> dict[str, Any]:
         "learned_from": {
             "labelled": len(data.train) - bare,
             "unlabelled": bare + more,
+            **({} if work.words is None else {"words": work.words.learned, "words_lost": work.words.lost}),
         },
         "phases": [
             {

@@ -154,12 +154,12 @@ def importance(model: ExitModel, batches: Iterable[tuple[Batch, Tensor | None]],
 
 
 def _judgement(logits: Tensor, labels: Tensor | None, task: Task) -> Tensor:
-    if labels is not None:
-        return task.loss(logits, labels).mean()
-    if task.kind == "regression":
+    if labels is None and task.kind == "regression":
         return logits.mean()
-    own = (logits > 0).long() if task.kind == "multi-label" else logits.argmax(dim=-1)
-    return task.loss(logits, own).mean()
+    if labels is None:
+        labels = (logits > 0).long() if task.kind == "multi-label" else logits.argmax(dim=-1)
+    each = task.loss(logits, labels)
+    return each.sum() / max(len(each), 1)  # sentences may be without words, a whole batch of them too
 
 
 def _of_heads(block: Iterable[Part], heads: int) -> Tensor:

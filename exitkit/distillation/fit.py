@@ -28,7 +28,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.settings import schedule
 from exitkit.stream import Batch
-from exitkit.tasks import Task
+from exitkit.tasks import Tagging, Task
 
 log = logging.getLogger("exitkit")
 
@@ -191,7 +191,7 @@ def _timed(rows: Rows, teacher: Teacher, seed: int) -> list[Batch]:
     unlabelled = replace(rows, data=rows.data.select(chosen).remove_columns(
         [name for name in rows.data.column_names if name == "label"]
     ))  # fmt: skip
-    encoded = encode(unlabelled, teacher.tokenizer, teacher.max_length)
+    encoded = encode(unlabelled, teacher.tokenizer, teacher.max_length, isinstance(teacher.task, Tagging))
     made = batches(encoded, teacher.tokenizer, min(BATCH, len(chosen)))
     return [{name: tensor.to(teacher.model.device) for name, tensor in batch.items()} for batch in made]
 

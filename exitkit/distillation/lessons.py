@@ -5,27 +5,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from exitkit.data.batches import batches
+from exitkit.data.batches import batches, present
 from exitkit.distillation.store import NUMBER, Store, kept_rows, shares
 from exitkit.distillation.teacher import Teacher
 from exitkit.distiller import Lesson, Reads
 from exitkit.encoders.base import Encoder
 from exitkit.inside import Inside
 from exitkit.loop import full_pass
-from exitkit.stream import packing_order
+from exitkit.stream import Batch, packing_order
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The record of a row, as one vector: logits, then layer by layer states, attention scores, queries and keys."""
+    """The record of a row, as one vector: logits, then layer by layer states, attention scores, queries and keys.
+
+    Logits are of the row's units: itself, or in tagging the words that all teachers see.
+    """
 
     classes: int  # C; 0 when answers are not read
     width: int  # d of the teacher
@@ -34,11 +40,11 @@ class Layout:
     scores: tuple[int, ...]
     vectors: tuple[int, ...] = ()
 
-    def parts(self, tokens: int) -> list[int]:
-        """Numbers in each part of the record of a row of so many tokens."""
+    def parts(self, tokens: int, units: int) -> list[int]:
+        """Numbers in each part of the record of a row of so many tokens and units."""
         states, pairs = tokens * self.width, tokens**2 * self.heads
         return [
-            self.classes,
+            units * self.classes,
             *(states for _ in self.hidden),
             *(pairs for _ in self.scores),
             *(3 * states for _ in self.vectors),
@@ -47,11 +53,16 @@ class Layout:
     @property
     def nothing(self) -> bool:
         """Whether the teacher is not asked at all."""
-        return self.size(1) == 0
+        return self.size(1, 1) == 0
 
-    def size(self, tokens: int) -> int:
+    def size(self, tokens: int, units: int) -> int:
         """Numbers in a record."""
-        return sum(self.parts(tokens))
+        return sum(self.parts(tokens, units))
+
+    @property
+    def inside(self) -> bool:
+        """Whether there is more than logits."""
+        return bool(self.hidden or self.scores or self.vectors)
 
 
 class Lessons:
@@ -59,11 +70,12 @@ class Lessons:
 
     Every record is computed in fp32 outside of autocast, whether it is kept or not, so that both give the same numbers
     up to rounding. Logits of several teachers are averaged (the geometric mean of their probabilities, 1503.02531,
-    section 3); only a single teacher can be looked into.
+    section 3), in tagging word by word, of the words that all of them see; only a single teacher can be looked into.
 
     Args:
         teachers: in evaluation mode, on `device`.
-        encoded: the training rows in order, as each teacher's tokenizer has them; no padding, no labels.
+        encoded: the training rows in order, as each teacher's tokenizer has them; no padding, no labels. In tagging
+            with `words`.
         student: whose notes are compared.
         reads: what each phase looks at.
         folder: where records are kept.
@@ -86,7 +98,12 @@ class Lessons:
         self.layouts = {phase: layout(teachers[0], read) for phase, read in reads.items()}
         self.contents = [teacher.content() for teacher in teachers]
         distinct = list(dict.fromkeys(self.layouts.values()))
-        sizes = {one: [one.size(tokens) for tokens in self.lengths] for one in distinct}
+        self.units = [
+            units_of_rows(one["words"][:] if "words" in one.column_names else None, len(one)) for one in encoded
+        ]
+        self.common = [reduce(np.intersect1d, of_row) for of_row in zip(*self.units, strict=True)]
+        counts = [(tokens, len(units)) for tokens, units in zip(self.lengths, self.common, strict=True)]
+        sizes = {one: [one.size(*count) for count in counts] for one in distinct}
         given = shares([NUMBER * sum(sizes[one]) for one in distinct], budget)
         self.stores = {
             one: Store(folder / f"{self._name(one, sizes[one], share)}.f32", sizes[one], share)
@@ -104,20 +121,20 @@ class Lessons:
         read = self.reads[phase]
         return Inside(self.student, *([own for own, _ in pairs] for pairs in (read.hidden, read.scores, read.vectors)))
 
-    def lesson(self, phase: str, rows: Tensor, mask: Tensor, own: Inside) -> Lesson:
-        """What the teachers say of rows [B] with the student's mask [B, N], beside the student's notes."""
+    def lesson(self, phase: str, rows: Tensor, batch: Batch, own: Inside) -> Lesson:
+        """What the teachers say of rows [B] that are this batch of the student's, beside the student's notes."""
         numbers, read, one = rows.tolist(), self.reads[phase], self.layouts[phase]
         if one.nothing:
             return Lesson(None)
         records = self.records(phase, numbers)
-        logits = torch.stack([record[: one.classes] for record in records]) if read.answers else None
+        logits, answered = self._answers(one, records, numbers, batch) if read.answers else (None, None)
         if not read.inside:
-            return Lesson(logits)
+            return Lesson(logits, answered)
         packed = [
-            torch.split(records[place], one.parts(self.lengths[numbers[place]]))
-            for place in packing_order(mask.sum(dim=1).tolist())
+            torch.split(records[place], self._parts(one, numbers[place]))
+            for place in packing_order(batch["attention_mask"].sum(dim=1).tolist())
         ]
-        parts = iter(range(1, len(one.parts(0))))
+        parts = iter(range(1, len(one.parts(0, 0))))
 
         def of(layers: tuple[int, ...], *shape: int) -> dict[int, Tensor]:
             here = zip(layers, islice(parts, len(layers)), strict=True)
@@ -126,6 +143,7 @@ class Lessons:
         hidden, scores, vectors = of(one.hidden, one.width), of(one.scores, one.heads), of(one.vectors, 3, one.width)
         return Lesson(
             logits,
+            answered,
             tuple((own.states(ours), hidden[theirs]) for ours, theirs in read.hidden),
             tuple((own.attention(ours), scores[theirs]) for ours, theirs in read.scores),
             tuple((own.attended(ours), vectors[theirs]) for ours, theirs in read.vectors),
@@ -152,12 +170,42 @@ class Lessons:
         found: list[list[Tensor]] = [[] for _ in rows]
         with torch.autocast(self.device.type, enabled=False):
             if one.classes:
-                said = [teacher.answer(self._batch(number, rows)) for number, teacher in enumerate(self.teachers)]
-                for record, logits in zip(found, torch.stack(said).mean(dim=0), strict=True):
-                    record.append(logits)
-            if len(one.parts(0)) > 1:
+                mean = torch.stack([self._said(number, rows) for number in range(len(self.teachers))]).mean(dim=0)
+                for record, logits in zip(
+                    found, torch.split(mean, [len(self.common[row]) for row in rows]), strict=True
+                ):
+                    record.append(logits.flatten())
+            if one.inside:
                 self._look(one, rows, found)
         return [torch.cat(record) for record in found]
+
+    def _said(self, teacher: int, rows: list[int]) -> Tensor:
+        """Logits [U, C] by a teacher of the units that all of them see, row by row."""
+        logits = self.teachers[teacher].answer(self._batch(teacher, rows))
+        everybodys = np.concatenate([np.isin(self.units[teacher][row], self.common[row]) for row in rows])
+        return logits if everybodys.all() else logits[torch.from_numpy(everybodys).to(logits.device)]
+
+    def _answers(
+        self, one: Layout, records: Sequence[Tensor], rows: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [U, C] of the student's units, and of which of them [U] the teachers say anything; None = of all."""
+        words = batch.get("words")
+        ours = units_of_rows(None if words is None else words.tolist(), len(rows))
+        places, answered, start = [], [], 0
+        for row, own in zip(rows, ours, strict=True):
+            common = self.common[row]
+            answered.append(np.isin(own, common))
+            places.append(start + np.searchsorted(common, own[answered[-1]]))
+            start += len(common)
+        pieces = [record[: self._parts(one, row)[0]] for record, row in zip(records, rows, strict=True)]
+        said = torch.cat(pieces).view(-1, one.classes)[torch.from_numpy(np.concatenate(places)).to(self.device)]
+        known = torch.from_numpy(np.concatenate(answered)).to(self.device)
+        if len(said) == len(known):
+            return said, None
+        return said.new_zeros(len(known), one.classes).masked_scatter(known[:, None], said), known
+
+    def _parts(self, one: Layout, row: int) -> list[int]:
+        return one.parts(self.lengths[row], len(self.common[row]))
 
     def _look(self, one: Layout, rows: list[int], found: list[list[Tensor]]) -> None:
         """Add to the records what is inside the teacher."""
@@ -189,6 +237,16 @@ class Lessons:
                 column = encoded[name][:]
                 digest.update(repr([column[row] for row in kept]).encode())
         return digest.hexdigest()[:16]
+
+
+def units_of_rows(words: Sequence[Sequence[int]] | None, rows: int) -> list[npt.NDArray[np.int64]]:
+    """The units of each row by number, ascending: words that have a token, out of the rows of the column `words`.
+
+    Without words a row is its only unit, number 0.
+    """
+    if words is None:
+        return [np.zeros(1, dtype=np.int64)] * rows
+    return [np.asarray(present(owners), dtype=np.int64) for owners in words]
 
 
 def layout(teacher: Teacher, reads: Reads) -> Layout:

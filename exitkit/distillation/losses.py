@@ -29,26 +29,29 @@ def check_answers(loss: str, temperature: float, hard: float) -> None:
 def answer_losses(seen: EveryExit, loss: str, temperature: float, hard: float) -> dict[str, Tensor]:
     """What every exit learns from the teacher's answers and, where there are any, from labels.
 
-    Of exit e on layer ℓ, ℓ/Σℓ times the mean over rows of (1 − hard) · `answer_loss` + hard · the task's own loss for
-    rows with a label, and of `answer_loss` alone for rows without one.
+    Of exit e on layer ℓ, ℓ/Σℓ times the mean over units of (1 − hard) · `answer_loss` + hard · the task's own loss for
+    units with a label, and of `answer_loss` alone for units without one. Units of which the teacher says nothing, which
+    are words that it does not see, do not count.
     """
     assert seen.lesson is not None
     assert seen.lesson.logits is not None
-    teacher, total = seen.lesson.logits, sum(seen.layers)
-    labelled = torch.zeros(len(teacher), dtype=torch.bool, device=teacher.device)
+    teacher, answered, total = seen.lesson.logits, seen.lesson.answered, sum(seen.layers)
+    counted = torch.ones(len(teacher), dtype=torch.bool, device=teacher.device) if answered is None else answered
+    labelled = torch.zeros_like(counted)
     if seen.labels is not None:
-        labelled = ~labelled if seen.labelled is None else seen.labelled
-    parts = [(rows, share) for rows, share in ((labelled, 1 - hard), (~labelled, 1.0)) if rows.any()]
+        labelled = counted if seen.labelled is None else counted & seen.labelled
+    units = counted.sum().clamp(min=1)  # sentences may be without words, a whole batch of them too
+    parts = [(some, share) for some, share in ((labelled, 1 - hard), (counted & ~labelled, 1.0)) if some.any()]
     found: dict[str, Tensor] = {}
     for number, (layer, logits) in enumerate(zip(seen.layers, seen.logits, strict=True), start=1):
         weight = layer / total
         taught = [
-            share * rows.float().mean() * answer_loss(seen, teacher[rows], logits[rows], loss, temperature)
-            for rows, share in parts
+            share * some.sum() / units * answer_loss(seen, teacher[some], logits[some], loss, temperature)
+            for some, share in parts
         ]
-        found[f"taught_{number}"] = weight * torch.stack(taught).sum()
+        found[f"taught_{number}"] = weight * torch.stack([logits[:0].sum(), *taught]).sum()
         if hard and seen.labels is not None:
-            found[f"exit_{number}"] = weight * hard * labelled.float().mean() * seen.loss(logits)
+            found[f"exit_{number}"] = weight * hard * labelled.sum() / units * seen.loss(logits, answered)
     return found
 
 

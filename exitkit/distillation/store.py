@@ -43,7 +43,7 @@ class Store:
 
         Raises ExitkitError: the disk is full, or nothing can be written there.
         """
-        if not self.order or (self.file.exists() and self.file.stat().st_size == self.bytes):
+        if not self.bytes or (self.file.exists() and self.file.stat().st_size == self.bytes):
             return
         partial = self.file.with_name(f"{self.file.name}.{os.getpid()}.partial")
         try:
@@ -66,8 +66,10 @@ class Store:
 
     def read(self, row: int) -> Tensor | None:
         """The record of a row [numbers], or None when it is not kept."""
-        place = self.places.get(row)
-        return None if place is None else torch.from_numpy(np.array(self._numbers[slice(*place)]))
+        if row not in self.places:
+            return None
+        start, end = self.places[row]
+        return torch.from_numpy(np.array(self._numbers[start:end])) if end > start else torch.zeros(0)
 
     @cached_property
     def _numbers(self) -> np.memmap[tuple[int, ...], np.dtype[np.float32]]:

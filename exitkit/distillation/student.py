@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from exitkit.config import DistillConfig
-from exitkit.data.batches import batches, encode
+from exitkit.data.batches import NO_LABEL, batches, encode
 from exitkit.data.sources import Rows
 from exitkit.distillation.extraction import Size, all_of, choose, extract, importance, misfit, size_of, why_not
 from exitkit.distillation.layer_map import evenly
@@ -28,11 +27,11 @@ from exitkit.distillation.teacher import Teacher
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import choose_pooling
-from exitkit.model import ExitModel
+from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
-from exitkit.tasks import Task
+from exitkit.tasks import Tagging, Task
 from exitkit.training.start import starting_model
 
 log = logging.getLogger("exitkit")
@@ -55,9 +54,7 @@ def new_student(settings: DistillConfig, teacher: Teacher, task: Task, scale: fl
 
     Raises UsageError: a size that cannot be had, or a family that nothing can be cut out of.
     """
-    pooling = (
-        teacher.whole.pooling if settings.pooling == "auto" else choose_pooling(settings.pooling, "classification")
-    )
+    pooling = teacher.whole.pooling if settings.pooling == "auto" else choose_pooling(settings.pooling, task.kind)
     exits = [] if settings.no_exits else settings.exits
     if settings.student is not None and not _is_config(Path(settings.student)):
         if settings.extract not in (None, "none"):
@@ -89,7 +86,7 @@ def bare(config: PreTrainedConfig, encoder: type[Encoder], task: Task) -> ExitMo
 
 
 def _random(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    made: PreTrainedModel = AutoModelForSequenceClassification.from_config(_for_task(config, task), dtype=torch.float32)
+    made: PreTrainedModel = stock_class(task.kind).from_config(_for_task(config, task), dtype=torch.float32)
     return made
 
 
@@ -109,12 +106,12 @@ def start(student: Student, teacher: Teacher, rows: Rows, task: Task, seed: int)
 
 
 def _judged(rows: Rows, teacher: Teacher) -> Iterator[tuple[Batch, Tensor | None]]:
-    encoded = encode(rows, teacher.tokenizer, teacher.max_length)
+    encoded = encode(rows, teacher.tokenizer, teacher.max_length, isinstance(teacher.task, Tagging))
     with bar("judging the teacher's parts", len(rows)) as advance:
         for batch in batches(encoded, teacher.tokenizer, 32):
             on_device = {name: tensor.to(teacher.model.device) for name, tensor in batch.items()}
             labels = on_device.pop("labels", None)
-            yield on_device, labels
+            yield on_device, labels if labels is None or "words" not in on_device else labels[labels != NO_LABEL]
             advance(len(on_device["input_ids"]))
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from exitkit import artifact
 from exitkit.data.batches import limit
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.heads import choose_pooling
 from exitkit.loop import full_pass
-from exitkit.model import ExitModel
+from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
 from exitkit.stream import Batch
@@ -89,8 +90,6 @@ def _load(source: str, registry: Registry, device: torch.device, max_length: int
     for name, value in whole.stock.named_parameters():
         if not torch.isfinite(value).all():
             raise ExitkitError(f"--teacher {source}: weight {name} holds NaN or infinite values.")
-    if isinstance(what, Tagging):
-        raise UsageError(f"--teacher {source} is a tagger; distill makes students of classifiers.")
     whole.requires_grad_(False)
     last = ExitModel(whole.stock, type(whole.encoder), [whole.shape.layers], whole.pooling, whole.shape.scale).eval()
     chosen = longest if max_length is None else limit(tokenizer, whole.stock.config, max_length)
@@ -106,7 +105,7 @@ def _checkpoint(
     check_weights(source, "--teacher")
     try:
         with quiet():
-            stock, report = AutoModelForSequenceClassification.from_pretrained(
+            stock, report = stock_class(what.kind).from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:
@@ -117,18 +116,22 @@ def _checkpoint(
             "its answers would be random. Fine-tune it first: exitkit train."
         )
     stock.config.problem_type = what.problem_type
-    model = ExitModel(stock, encoder, [len(encoder(stock).blocks)], "mean")
+    model = ExitModel(stock, encoder, [len(encoder(stock).blocks)], choose_pooling("auto", what.kind))
     return model.to(device).eval(), tokenizer, what
 
 
 def _task(source: str, config: PreTrainedConfig) -> Task:
     """What a fine-tuned checkpoint answers."""
+    tags = classes_of(config, Tagging.kind)
+    if tags is not None:
+        return Tagging(tags)
     labels = classes_of(config, Classification.kind)
     if labels is None:
         kinds = ", ".join(config.architectures or ["of no known kind"])
         raise UsageError(
-            f"--teacher {source}: it is no fine-tuned classifier ({kinds}). Give a model that exitkit trained, or a "
-            "checkpoint whose architecture ends in ForSequenceClassification; exitkit train makes one of an encoder."
+            f"--teacher {source}: it is no fine-tuned classifier or tagger ({kinds}). Give a model that exitkit "
+            "trained, or a checkpoint whose architecture ends in ForSequenceClassification or ForTokenClassification; "
+            "exitkit train makes one of an encoder."
         )
     kinds_of = {known.problem_type: kind for kind, known in TASKS.items() if known.problem_type is not None}
     usual = Regression.kind if len(labels) == 1 else Classification.kind

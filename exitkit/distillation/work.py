@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from exitkit import runtime
 from exitkit.config import Choice, DistillConfig
-from exitkit.data.batches import encode, limit
+from exitkit.data.batches import encode, limit, present
 from exitkit.data.columns import Columns, LabelUse
 from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
@@ -29,7 +30,7 @@ from exitkit.measure import Sample
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.recipe import Phase
-from exitkit.tasks import Answers, Regression, Task, needs_labels
+from exitkit.tasks import Answers, Regression, Tagging, Task, needs_labels
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import exit_logits
 from exitkit.training.partial import TRAINING
@@ -51,6 +52,19 @@ class Plan:
     phases: Sequence[Phase]
     reads: dict[str, Reads]  # by phase
 
+    @property
+    def inside(self) -> bool:
+        """Whether any phase looks into the teacher, token by token."""
+        return any(of_phase.inside for of_phase in self.reads.values())
+
+
+@dataclass(frozen=True)
+class LearnedWords:
+    """How many words the rows to learn from have."""
+
+    learned: int  # those that the student and all teachers see
+    lost: int  # those that have no token in one of them: they enter no loss
+
 
 @dataclass(frozen=True)
 class Work:
@@ -61,11 +75,13 @@ class Work:
     teachers: Sequence[Teacher]
     student: Student
     data: TrainingData
+    sample: Sample  # rows that the student's exits are scored on
     metric: str
     said: Answers  # the teachers' of the rows that exits are scored on
     job: Job
     encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer has them
     size: Fit | None  # where it follows from a speed-up
+    words: LearnedWords | None  # of the rows to learn from, in tagging
 
     @property
     def sized(self) -> DistillConfig:
@@ -113,8 +129,14 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
     job = Job(model, tokenizer, method, data.train, data.task, longest, weights, settings, device, unlabelled)
     check(job, plan.phases)
     encoded = [_encoded(job, teacher.tokenizer, teacher.max_length) for teacher in teachers]
-    _check_positions(plan, job, encoded[0], teachers[0])
-    return Work(settings, plan, teachers, student, data, metric, said, job, encoded, size)
+    words = None
+    if plan.inside or isinstance(data.task, Tagging):
+        own = _encoded(job, tokenizer, longest)
+        if plan.inside:
+            _check_positions(plan.name, own, encoded[0], teachers[0])
+        words = _words((data.train, unlabelled), [own, *encoded]) if isinstance(data.task, Tagging) else None
+    sample = Sample(data.evaluation, tokenizer, longest, data.task, device)
+    return Work(settings, plan, teachers, student, data, sample, metric, said, job, encoded, size, words)
 
 
 def _size(
@@ -202,6 +224,12 @@ def _task(teacher: Teacher, seen: Task | None, names: Sequence[str] | None) -> T
             f"--teacher {teacher.source} is for {task.kind}, and the labels of --data look like {seen.kind}. Say how "
             f"they are meant (--task {task.kind}), give data of the teacher's task, or give the texts as --unlabelled."
         )
+    if isinstance(task, Tagging) and isinstance(seen, Tagging) and seen.scheme not in (None, task.scheme):
+        raise UsageError(
+            f"--teacher {teacher.source} writes tags as {task.scheme or 'plain ones'} ({', '.join(task.labels)}), and "
+            f"--data as {seen.scheme} ({', '.join(seen.labels)}). Rewrite the tags of one of them, or give the "
+            "texts as --unlabelled, whose tags are not looked at."
+        )
     unknown = sorted(set(seen.labels) - set(task.labels))
     if unknown:
         raise UsageError(
@@ -223,18 +251,18 @@ def _metric(asked: str | None, data: TrainingData) -> str:
 
 
 def _teacher_answers(teachers: Sequence[Teacher], rows: Rows, task: Task, device: torch.device) -> Answers:
-    """What the teachers say together of some rows."""
+    """What the teachers say together of some rows; of a word that one of them does not see, the fallback tag."""
+    samples = [Sample(rows, teacher.tokenizer, teacher.max_length, task, device) for teacher in teachers]
     found = [
-        teacher.logits(
-            exit_logits(
-                teacher.model,
-                Sample(rows, teacher.tokenizer, teacher.max_length, task, device),
-                "scoring the teacher",
-            )[-1]
-        )
-        for teacher in teachers
+        teacher.logits(exit_logits(teacher.model, sample, "scoring the teacher")[-1])
+        for teacher, sample in zip(teachers, samples, strict=True)
     ]
-    return task.answers(torch.stack(found).mean(dim=0))
+    words = [sample.words.seen for sample in samples if sample.words is not None]
+    if not words:
+        return samples[0].answers(torch.stack(found).mean(dim=0))
+    common = reduce(np.intersect1d, words)
+    found = [logits[torch.from_numpy(np.isin(own, common))] for logits, own in zip(found, words, strict=True)]
+    return samples[0].answers(torch.stack(found).mean(dim=0), common)
 
 
 def _scale(data: TrainingData, said: Answers) -> float:
@@ -263,7 +291,8 @@ def _plan(
     method.prepare(model)
     phases = phases_of("method", name, method, model, settings.epochs, epochs, False)
     reads = {phase.name: method.reads(phase.name, model.shape, teacher.shape) for phase in phases}
-    if any(of_phase.inside for of_phase in reads.values()) and len(teachers) > 1:
+    plan = Plan(name, method, phases, reads)
+    if plan.inside and len(teachers) > 1:
         raise UsageError(
             f"--method {name} looks into its teacher, whose layers cannot be averaged with those of another. Name one "
             "--teacher, or use --method logits."
@@ -272,7 +301,7 @@ def _plan(
         if of_phase.attention:
             for looked_into in (teachers[0].model, model):
                 _tells_attention(name, method, looked_into, registry)
-    return Plan(name, method, phases, reads)
+    return plan
 
 
 def _tells_attention(name: str, method: Distiller, model: ExitModel, registry: Registry) -> None:
@@ -289,22 +318,41 @@ def _encoded(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> D
     """All rows to learn from, in their order, as a tokenizer has them."""
     parts = [
         encode(replace(rows, data=rows.data.remove_columns([n for n in rows.data.column_names if n == "label"])),
-               tokenizer, max_length)
+               tokenizer, max_length, isinstance(job.task, Tagging))
         for rows in (job.rows, job.unlabelled)
         if rows is not None
     ]  # fmt: skip
     return concatenate_datasets(parts)
 
 
-def _check_positions(plan: Plan, job: Job, taught: Dataset, teacher: Teacher) -> None:
+def _words(rows: Sequence[Rows | None], encoded: Sequence[Dataset]) -> LearnedWords:
+    """Count the words of rows that all who encoded them see. Raises UsageError: there is none."""
+    total = sum(len(words) for part in rows if part is not None for words in part.data["words"][:])
+    learned = sum(
+        len(set.intersection(*(set(present(owners)) for owners in of_row)))
+        for of_row in zip(*(one["words"][:] for one in encoded), strict=True)
+    )
+    if not learned:
+        raise UsageError(
+            f"none of the {total} words to learn from has a token both in the student and in every teacher. Give rows "
+            "with words, or a larger --max-length."
+        )
+    if learned < total:
+        log.warning(
+            "%d of the %d words to learn from have no token in the student or in a teacher (cut off by --max-length, "
+            "or unknown to a tokenizer): nothing is learned of them",
+            total - learned,
+            total,
+        )
+    return LearnedWords(learned, total - learned)
+
+
+def _check_positions(method: str, own: Dataset, taught: Dataset, teacher: Teacher) -> None:
     """Raise UsageError: token by token lessons, and the student has other tokens than the teacher."""
-    if not any(of_phase.inside for of_phase in plan.reads.values()):
-        return
-    own = _encoded(job, job.tokenizer, job.max_length)
     for row, (ours, theirs) in enumerate(zip(own["input_ids"][:], taught["input_ids"][:], strict=True), start=1):
         if ours != theirs:
             raise UsageError(
-                f"--method {plan.name} compares states token by token, but the student and the teacher "
+                f"--method {method} compares states token by token, but the student and the teacher "
                 f"{teacher.source} cut texts into different tokens (row {row}: {len(ours)} and {len(theirs)}). Give a "
                 "student with the teacher's tokenizer, the same --max-length for both, or use --method logits."
             )

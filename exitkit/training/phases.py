@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,14 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from exitkit import runtime
 from exitkit.config import Training
-from exitkit.data.batches import encode
+from exitkit.data.batches import encode, present
 from exitkit.data.sources import Rows
 from exitkit.distiller import Tutor
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel
 from exitkit.progress import bar
 from exitkit.recipe import Phase, Recipe
-from exitkit.tasks import Task
+from exitkit.tasks import MultiLabel, Tagging, Task
 from exitkit.training.adversarial import FastGradient
 from exitkit.training.partial import finish_phase, finished_phase, whole_checkpoint
 from exitkit.training.trainer import arguments, run_phase
@@ -81,8 +82,7 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
     Raises:
         ExitkitError: training diverged.
     """
-    tagging = job.task.kind == "tagging"
-    encoded = encode(job.rows, job.tokenizer, job.max_length, tagging) if job.tutor is None else all_rows(job)
+    encoded = _encoded(job, job.rows) if job.tutor is None else all_rows(job)
     encoded.set_format("python")
     samples = seconds = 0.0
     for phase in phases:
@@ -104,12 +104,11 @@ def all_rows(job: Job) -> Dataset:
 
     `labels` is there when any row has one, and `labelled` when not all have.
     """
-    parts = [encode(rows, job.tokenizer, job.max_length) for rows in (job.rows, job.unlabelled) if rows is not None]
+    parts = [_encoded(job, rows) for rows in (job.rows, job.unlabelled) if rows is not None]
     if "labels" in parts[0].column_names and len(parts) > 1:
         taught, bare = parts
         kind = taught.data.schema.field("labels").type
-        blank = [0] * job.task.outputs if pa.types.is_list(kind) else 0  # means nothing: `labelled` says so
-        bare = Dataset(bare.data.table.append_column("labels", pa.array([blank] * len(bare), kind)))
+        bare = Dataset(bare.data.table.append_column("labels", pa.array(_blank(job.task, bare), kind)))
         marks = [pa.array([mark] * len(part), pa.int8()) for mark, part in ((1, taught), (0, bare))]
         parts = [
             Dataset(part.data.table.append_column("labelled", mark))
@@ -119,11 +118,22 @@ def all_rows(job: Job) -> Dataset:
     return Dataset(table.append_column("row", pa.array(range(table.num_rows), pa.int64())))
 
 
+def _blank(task: Task, bare: Dataset) -> list[Any]:
+    """Labels of rows without labels; they mean nothing, as `labelled` says."""
+    if isinstance(task, Tagging):
+        return [[0] * len(present(owners)) for owners in bare["words"][:]]
+    return [[0] * task.outputs if isinstance(task, MultiLabel) else 0] * len(bare)
+
+
+def _encoded(job: Job, rows: Rows) -> Dataset:
+    return encode(rows, job.tokenizer, job.max_length, isinstance(job.task, Tagging))
+
+
 def _without_labels(job: Job, encoded: Dataset) -> Dataset:
     """Training rows and unlabelled ones, without labels."""
     parts = [encoded.remove_columns("labels")]
     if job.unlabelled is not None:
-        parts.append(encode(job.unlabelled, job.tokenizer, job.max_length, job.task.kind == "tagging"))
+        parts.append(_encoded(job, job.unlabelled))
     joined = concatenate_datasets(parts)
     joined.set_format("python")
     return joined

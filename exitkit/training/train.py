@@ -19,8 +19,9 @@ from exitkit import config, runtime
 from exitkit.artifact import Artifact
 from exitkit.config import TrainConfig
 from exitkit.data.batches import limit
+from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
-from exitkit.data.sources import Rows, read, splits
+from exitkit.data.sources import Rows, only_split, read_from
 from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
@@ -28,7 +29,7 @@ from exitkit.measure import Sample, told_of_words
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.progress import quiet
-from exitkit.tasks import Regression, Task, balanced
+from exitkit.tasks import Regression, Tagging, Task, balanced
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import card_of, publish, report_of, score_exits, score_gates, speed
 from exitkit.training.partial import check_output, open_partial, same_run
@@ -133,14 +134,18 @@ def attach_probes(
 def unlabelled_rows(source: str | None, data: TrainingData) -> Rows | None:
     """The rows of `--unlabelled`, whose labels, if there are any, are not looked at.
 
-    Rows that settings will be chosen on, or that will be scored, are left out.
+    Columns are those of the training rows where they are there, else found by their usual names. Rows that settings
+    will be chosen on, or that will be scored, are left out.
     """
     if source is None:
         return None
     train = data.train
-    columns = Columns(train.origin.columns.text, train.origin.columns.text_pair)
-    split = "train" if "train" in splits(source) else None
-    rows = read(source, split, columns, use_labels="ignored")
+    found = catalogue(source)
+    split = "train" if "train" in found.tables else only_split(found)
+    names, known = found.table(split).names, train.origin.columns
+    columns = Columns(*(name if name in names else None for name in (known.text, known.text_pair)))
+    kind = Tagging.kind if isinstance(data.task, Tagging) else None
+    rows = read_from(found, split, columns, kind, use_labels="ignored")
     if rows.pair != train.pair:
         raise UsageError(f"--unlabelled {source}: must hold {'pairs of texts' if train.pair else 'single texts'}.")
     kept_back = {*texts(data.calibration), *texts(data.evaluation)}

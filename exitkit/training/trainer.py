@@ -28,7 +28,7 @@ from exitkit.inside import Inside
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
 from exitkit.recipe import EveryExit, Passed, Phase, Recipe
-from exitkit.stream import Stream
+from exitkit.stream import Stream, units_of
 from exitkit.tasks import Task
 from exitkit.training.adversarial import FastGradient
 
@@ -95,10 +95,11 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             embedded, between = _also(embedded, between, notes)
         said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward", progress=progress))
         if self.tutor is not None and notes is not None:
-            lesson = self.tutor.lesson(self.phase.name, inputs["row"], inputs["attention_mask"], notes)
+            lesson = self.tutor.lesson(self.phase.name, inputs["row"], batch, notes)
         labels, labelled = inputs.get("labels"), inputs.get("labelled")
         if labels is not None and "words" in batch:
             labels = labels[labels != NO_LABEL]  # [U]
+            labelled = None if labelled is None else labelled[units_of(batch).sequence]
         seen = EveryExit(
             logits=said.logits,
             labels=labels,
