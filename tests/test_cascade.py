@@ -142,7 +142,16 @@ def test_batch_size_order_and_padding_change_nothing(three: Cascade, name: str, 
 
 
 @pytest.mark.parametrize(("name", "settings"), WORKING)
-@pytest.mark.parametrize("limits", [Limits(), Limits(min_exit=2), Limits(max_exit=2), Limits(min_exit=3, max_exit=2)])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(),
+        Limits(min_exit=2),
+        Limits(max_exit=2),
+        Limits(min_exit=3, max_exit=2),
+        Limits(temperatures=(2.0, 0.7, 1.5)),
+    ],
+)
 def test_a_replay_gives_answers_exits_and_work_of_a_run(
     three: Cascade, name: str, settings: dict, limits: Limits
 ) -> None:
@@ -189,6 +198,13 @@ def test_limits_leave_out_models_that_may_not_answer(three: Cascade) -> None:
     assert [len(calls) for calls in seen] == [0, 1, 0]
     assert set(trace.exit.tolist()) == {2}
     assert set(trace.layers.tolist()) == {4}
+
+
+def test_a_label_that_only_the_largest_may_give_is_given_by_no_other(three: Cascade) -> None:
+    free, held = (three.run(texts(), plan(three, limits=limits)) for limits in (Limits(), Limits(never_early=(1,))))
+    early = (free.exit < 3) & (free.logits.argmax(-1) == 1)
+    assert early.any()
+    assert set(held.exit[held.logits.argmax(-1) == 1].tolist()) == {3}
 
 
 def test_predicted_time_is_that_of_the_models_that_run(three: Cascade) -> None:

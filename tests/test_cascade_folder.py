@@ -129,6 +129,27 @@ def test_calibrate_benchmark_and_predict_take_a_cascade(both: Path, tmp_path: Pa
     assert [(one["label"], one["exit"]) for one in again] == [(one["label"], one["exit"]) for one in answers]
 
 
+def test_a_cascade_is_compared_with_its_largest_model_on_the_same_rows(
+    both: Path, trained: Path, tmp_path: Path
+) -> None:
+    report = run(
+        "benchmark", both, trained, "--policy", "entropy", "--speedups", "1x", "--set", "max_rows=200", "-o", tmp_path
+    )
+    assert [one["artifact"] for one in report["runs"]] == [str(both), str(trained)]
+    full = [one for one in report["baselines"] if one["name"] == "packed full depth"]
+    assert [one["score"] for one in full] == [full[0]["score"]] * 2
+    assert [one["exit_histogram"] for one in full] == [[0, 200], [0, 0, 0, 200]]
+
+
+def test_temperatures_of_models_are_fitted_and_kept(both: Path) -> None:
+    found = run("calibrate", both, "--target-speedup", "1.2x", "--currency", "flops", "--temperature")
+    assert len(found["temperature"]["values"]) == 2
+    stored = yaml.safe_load((both / "policy.yaml").read_text())["policies"]["cascade"]
+    assert stored["limits"]["temperatures"] == found["temperature"]["values"]
+    answers = exitkit.load(both).predict(TEXTS)
+    assert {answer["exit"] for answer in answers} <= {1, 2}
+
+
 def test_without_a_policy_the_largest_model_answers_alone(both: Path, trained: Path) -> None:
     alone = exitkit.load(trained).predict_proba(TEXTS)
     assert np.allclose(exitkit.load(both).predict_proba(TEXTS), alone, atol=1e-5)
