@@ -143,12 +143,7 @@ def cascade(*models: str | Path, settings: CascadeConfig | None = None, **fields
     config.require(settings, "artifacts", "output")
     folder = settings.output
     assert folder is not None
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file; name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not is_cascade(folder):
-        raise UsageError(f"--output {folder} holds files that are not a cascade; name another folder.")
-    if is_cascade(folder) and not settings.overwrite:
-        raise UsageError(f"--output {folder} holds a cascade already. Name another folder, or add --overwrite.")
+    _check_output(folder, settings.overwrite)
     if len(settings.artifacts) < 2:
         raise UsageError("a cascade needs two or more models, smallest first. Name another one.")
     model = joined(folder, settings.artifacts, installed())
@@ -161,6 +156,16 @@ def cascade(*models: str | Path, settings: CascadeConfig | None = None, **fields
         "labels": list(model.card.labels),
         "models": _told(model, settings.artifacts),
     }
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Raise UsageError for a folder that a cascade may not be written to."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file; name a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not is_cascade(folder):
+        raise UsageError(f"--output {folder} holds files that are not a cascade; name another folder.")
+    if is_cascade(folder) and not overwrite:
+        raise UsageError(f"--output {folder} holds a cascade already. Name another folder, or add --overwrite.")
 
 
 def _told(model: Artifact, places: Sequence[Path]) -> list[dict[str, Any]]:

@@ -99,8 +99,8 @@ class Asked:
         parts = list(zip(self.cascade.models, works, strict=True))
 
         def joined(name: str) -> tuple[int, ...]:
-            idle = [(0,) * model.shape.layers if work is None else getattr(work, name) for model, work in parts]
-            return tuple(count for counts in idle for count in counts)
+            each = [(0,) * model.shape.layers if work is None else getattr(work, name) for model, work in parts]
+            return tuple(count for counts in each for count in counts)
 
         return Work(
             tokens=sum(lengths),
