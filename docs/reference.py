@@ -20,6 +20,10 @@ COMMANDS = {
         config.DistillConfig,
         "Make a smaller student of one or more teachers, with exits of its own.",
     ),
+    "cascade": (
+        config.CascadeConfig,
+        "Put complete models in a row: the larger ones are asked only where the smaller ones are not sure.",
+    ),
     "calibrate": (
         config.CalibrateConfig,
         "Find the setting of a policy that reaches a speed-up, confirmed by running.",

@@ -34,11 +34,12 @@ from transformers import (
 )
 
 from exitkit import layout
+from exitkit.data.batches import Reader
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.model import ExitModel, stock_class
+from exitkit.model import ExitModel, Exits, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
-from exitkit.tasks import Task, task
+from exitkit.tasks import Classification, MultiLabel, Task, task
 
 FORMAT = 1
 CARD = "exitkit.yaml"
@@ -74,15 +75,38 @@ class Artifact:
     """A loaded folder."""
 
     folder: Path
-    model: ExitModel
+    model: Exits
     tokenizer: PreTrainedTokenizerBase
     card: Card
     policies: dict[str, Any]  # policy.yaml; empty before calibrate
+    others: Mapping[str, Reader] = field(default_factory=dict)
+    """In a cascade, how smaller models read a row where they do it in their own way: by the prefix of their tokens'
+    names in a batch, see `stream.own`."""
+    content: tuple[str, ...] = ()
+    """In a cascade, digests of its models, so that calibrated settings are known to be theirs."""
 
     @property
     def task(self) -> Task:
         """What the model was trained for."""
         return task(self.card.task, self.card.labels)
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        """All ways in which rows are read, by the prefix of the tokens' names; the full model's is empty."""
+        return {"": Reader(self.tokenizer, self.card.max_length), **self.others}
+
+    @property
+    def default_policy(self) -> str:
+        """The policy where nobody chose one."""
+        chosen = self.card.task in (Classification.kind, MultiLabel.kind)  # among classes, with a probability
+        return "cascade" if chosen and len(self.model.models) > 1 else self.task.default_policy
+
+
+@dataclass(frozen=True)
+class ModelArtifact(Artifact):
+    """A loaded folder of one model."""
+
+    model: ExitModel
 
 
 def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
@@ -120,7 +144,7 @@ def read(
     registry: Registry,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Artifact:
+) -> ModelArtifact:
     """Load an artifact, in evaluation mode.
 
     Raises:
@@ -150,7 +174,7 @@ def read(
     _load_exits(folder / EXITS, model, registry, card.probes)
     model = model.to(device=device, dtype=dtype).eval()
     layout.by_input(model)
-    return Artifact(folder, model, tokenizer, card, read_policies(folder))
+    return ModelArtifact(folder, model, tokenizer, card, read_policies(folder))
 
 
 def read_card(folder: Path) -> Card:
@@ -168,7 +192,7 @@ def read_card(folder: Path) -> Card:
             else f"it has no {CARD}; give a folder that exitkit train or distill made"
         )
         raise UsageError(f"{folder} is not an exitkit model: {why}.")
-    loaded = _yaml(file)
+    loaded = read_yaml(file)
     if loaded.get("format") != FORMAT:
         raise ExitkitError(f"{file} has format {loaded.get('format')!r}; this exitkit reads format {FORMAT}.")
     try:
@@ -185,7 +209,7 @@ def read_policies(folder: Path) -> dict[str, Any]:
     file = folder / POLICY
     if not file.exists():
         return {}
-    loaded = _yaml(file)
+    loaded = read_yaml(file)
     policies = loaded.get("policies")
     whole = isinstance(policies, dict) and all(
         isinstance(entry, dict) and entry.keys() >= ENTRY and entry["calibration"] and "hash" in entry["calibration"]
@@ -239,7 +263,8 @@ def _load_exits(file: Path, model: ExitModel, registry: Registry, built_with: Ma
         raise ExitkitError(f"{file} holds NaN or infinite weights ({bad[0]}).")
 
 
-def _yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A file of ours that holds a mapping. Raises ExitkitError: it is damaged."""
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # a date like 2024-13-45 is a plain ValueError

@@ -287,10 +287,20 @@ class DistillConfig(Training):
         return self
 
 
+class CascadeConfig(BaseModel):
+    """`exitkit cascade`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    artifacts: Annotated[list[Path], flag("Folders of trained models, smallest first.")] = Field(default_factory=list)
+    output: Annotated[Path | None, flag("Folder of the cascade.", short="-o")] = None
+    overwrite: Annotated[bool, flag("Replace a cascade that is there, with what was calibrated for it.")] = False
+
+
 class CalibrateConfig(Common, DataColumns):
     """`exitkit calibrate`."""
 
-    artifact: Annotated[Path | None, flag("Folder of a trained model.")] = None
+    artifact: Annotated[Path | None, flag("Folder of a trained model, or of a cascade.")] = None
     target_speedup: Annotated[Speedup | None, flag("How much faster than the full model: 3x.")] = None
     max_drop: Annotated[
         float | None, Field(ge=0, lt=1), flag("Instead: the fastest setting that loses at most this (0.01).")
@@ -298,7 +308,8 @@ class CalibrateConfig(Common, DataColumns):
     policy: Annotated[
         Chosen,
         flag(
-            "Exit policy, see 'exitkit plugins' (default: entropy; tagging: token-window; regression: patience).",
+            "Exit policy, see 'exitkit plugins' (default: entropy; tagging: token-window; regression: patience; "
+            "cascades: cascade).",
             short="-p",
         ),
     ] = Choice()
@@ -320,7 +331,7 @@ class CalibrateConfig(Common, DataColumns):
 class BenchmarkConfig(Common, DataColumns):
     """`exitkit benchmark`."""
 
-    artifacts: Annotated[list[Path], flag("Folders of trained models.")] = Field(default_factory=list)
+    artifacts: Annotated[list[Path], flag("Folders of trained models, or of cascades.")] = Field(default_factory=list)
     policy: Annotated[Chosen | None, flag("Exit policy; repeat for several.", short="-p")] = None
     speedups: Annotated[
         Speedups | None, flag("Targets to calibrate each policy to: 1x,2x,3x (1x: exits run, nobody leaves).")
@@ -344,7 +355,7 @@ class BenchmarkConfig(Common, DataColumns):
 class PredictConfig(Common):
     """`exitkit predict`."""
 
-    artifact: Annotated[Path | None, flag("Folder of a trained model.")] = None
+    artifact: Annotated[Path | None, flag("Folder of a trained model, or of a cascade.")] = None
     input: Annotated[str, flag("File to answer (jsonl, csv, tsv, parquet, plain lines), - for stdin.", short="-i")] = (
         "-"
     )

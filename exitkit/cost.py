@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from exitkit.encoders.base import LayerCost, linear_cost
-from exitkit.model import ExitModel
+from exitkit.model import Exits
 from exitkit.replay import Outcome, Recording
 from exitkit.trace import Trace, Work
 
@@ -28,14 +28,21 @@ class Prices:
     layers: tuple[LayerCost, ...]  # [L]
     heads: tuple[int, ...]  # [E] per unit
     probes: Mapping[str, int] = field(default_factory=dict)  # by policy, per unit and exit
+    start: int = 0  # layers of the smaller models of a cascade, which the full model does without
+
+    @property
+    def full_layers(self) -> int:
+        """The layers of the full model."""
+        return len(self.layers) - self.start
 
 
-def prices(model: ExitModel) -> Prices:
-    """The prices of a model."""
+def prices(model: Exits) -> Prices:
+    """The prices of a model, or of all models of a cascade end to end."""
     return Prices(
-        layers=tuple(model.encoder.layer_cost(index) for index in range(model.shape.layers)),
-        heads=(*(head.cost() for head in model.exit_heads), model.encoder.stock_head_cost()),
+        layers=tuple(one.encoder.layer_cost(index) for one in model.models for index in range(one.shape.layers)),
+        heads=model.head_costs(),
         probes={name: linear_cost(probe) for name, probe in model.probes.items()},
+        start=model.shape.starts[-1],
     )
 
 
@@ -48,15 +55,16 @@ def flops(work: Work, price: Prices) -> int:
     return layers + work.probes + sum(units * cost for units, cost in zip(work.heads, price.heads, strict=True))
 
 
-def full_work(work: Work, units: int) -> Work:
-    """What the full model does for the rows that `work` was done for: every layer, only the last head."""
-    layers = len(work.queries)
+def full_work(work: Work, units: int, start: int = 0) -> Work:
+    """What the full model does for the rows that `work` was done for: every layer above `start`, only the last head."""
+    layers = len(work.queries) - start
+    tokens, pairs = ((0,) * start + (count,) * layers for count in (work.tokens, work.pairs))
     return Work(
         tokens=work.tokens,
         pairs=work.pairs,
-        queries=(work.tokens,) * layers,
-        keys=(work.tokens,) * layers,
-        scores=(work.pairs,) * layers,
+        queries=tokens,
+        keys=tokens,
+        scores=pairs,
         heads=(0,) * (len(work.heads) - 1) + (units,),
     )
 
@@ -65,8 +73,8 @@ def speedups(trace: Trace, price: Prices) -> dict[str, float]:
     """Work of the full model ÷ work of this run, in the currencies that can be counted: layers and flops."""
     units = trace.exit.shape[0]
     return {
-        "layers": len(price.layers) * units / max(1, int(trace.layers.sum())),
-        "flops": flops(full_work(trace.work, units), price) / flops(trace.work, price),
+        "layers": price.full_layers * units / max(1, int(trace.layers.sum())),
+        "flops": flops(full_work(trace.work, units, price.start), price) / flops(trace.work, price),
     }
 
 
@@ -91,31 +99,37 @@ class ReplayCost:
 
         self.price, self.sequences, self.context_halts = price, recording.sequences, context_halts
         self.layer_of_exit = np.asarray(recording.layers)
-        self.lengths = counts(recording.lengths)  # [S]
+        self.below_exit = recording.passed_over(reads_logits, asks_from)  # [E]
+        self.models = np.searchsorted(recording.shape.starts, np.arange(len(price.layers)), side="right") - 1  # [L]
+        self.lengths = counts(recording.lengths)  # [M, S]
         everyone = np.arange(self.sequences)
         self.sequence = everyone if recording.sequence is None else recording.sequence.numpy()  # [N]
-        self.tokens = self.lengths if recording.tokens is None else counts(recording.tokens)  # [N]
-        self.context = self.lengths - self._sums(self.tokens, np.ones(recording.units, dtype=bool))  # [S]
+        # [M, N]; in tagging there is one model
+        self.tokens = self.lengths if recording.tokens is None else counts(recording.tokens)[None]
+        self.one = np.ones(recording.units)  # [N]
+        of_units = [self._sums(tokens, self.one > 0) for tokens in self.tokens]
+        self.context = self.lengths - np.stack(of_units)  # [M, S]
         heads = np.asarray(price.heads, dtype=np.float64)
         asked = heads + np.where(np.arange(len(heads)) < len(heads) - 1, probe, 0)  # nobody decides at the last exit
         # [E] heads that a unit has paid for when it leaves
-        self.paid = np.where(np.arange(len(heads)) < asks_from - 1, 0, asked).cumsum() if reads_logits else heads
-        full = sum(_layer(cost, self.lengths, self.lengths) for cost in price.layers)
+        read = np.where(np.arange(len(heads)) < asks_from - 1, 0, asked).cumsum()
+        self.paid = np.maximum(read, heads) if reads_logits else heads
+        full = sum(_layer(cost, self.lengths[-1], self.lengths[-1]) for cost in price.layers[price.start :])
         self.full = full + recording.units * float(heads[-1])
 
     def speedups(self, outcome: Outcome) -> dict[str, float]:
         """Layers and flops of an outcome, as `speedups` counts them for a live trace."""
         taken = outcome.exit.numpy() - 1
-        layers = self.layer_of_exit[taken]  # [N]
+        top, below = self.layer_of_exit[taken], self.below_exit[taken]  # [N]
         spent = float(self.paid[taken].sum())
-        for layer, cost in enumerate(self.price.layers, start=1):
-            computing = layers >= layer
-            active = self._sums(self.tokens, computing)
+        for layer, (cost, model) in enumerate(zip(self.price.layers, self.models, strict=True), start=1):
+            computing = (below < layer) & (layer <= top)
+            active = self._sums(self.tokens[model], computing)
             runs = active > 0
-            context = runs & ~(self._sums(np.ones_like(self.tokens), ~computing) > 0) if self.context_halts else runs
-            spent += _layer(cost, self.lengths * runs, active + self.context * context)
+            context = runs & ~(self._sums(self.one, ~computing) > 0) if self.context_halts else runs
+            spent += _layer(cost, self.lengths[model] * runs, active + self.context[model] * context)
         return {
-            "layers": len(self.price.layers) * len(taken) / float(layers.sum()),
+            "layers": self.price.full_layers * len(taken) / float((top - below).sum()),
             "flops": self.full / spent,
         }
 

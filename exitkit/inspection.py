@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from exitkit import artifact
+from exitkit.cascades.folder import is_cascade, models_of
 from exitkit.data.sources import Origin, reread
 from exitkit.errors import ExitkitError
 from exitkit.tagging import scheme_of
@@ -17,14 +18,15 @@ from exitkit.tasks import task
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """What is in an artifact, as plain values.
+    """What is in an artifact, as plain values; of a cascade the same of each of its `models`, and its policies.
 
     Raises:
         UsageError: the folder is not an artifact.
         ExitkitError: a file is missing or damaged.
     """
+    if is_cascade(folder):
+        return _inspect_cascade(folder)
     card = artifact.read_card(folder)
-    policies = artifact.read_policies(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -50,12 +52,27 @@ def inspect(folder: Path) -> dict[str, Any]:
         "max_length": card.max_length,
         "data": card.data["source"],
         "calibration": {**_origin(card.calibration), "there": _there(card, card.calibration)},
-        "policies": [
-            _policy(name, entry, card, policies["default"]) for name, entry in policies.get("policies", {}).items()
-        ],
+        "policies": _policies(folder, card),
         "versions": card.versions,
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
     }
+
+
+def _inspect_cascade(folder: Path) -> dict[str, Any]:
+    places = models_of(folder)
+    full = artifact.read_card(places[-1])
+    return {
+        "artifact": str(folder),
+        "task": full.task,
+        "labels": list(full.labels),
+        "models": [inspect(place) for place in places],
+        "policies": _policies(folder, full),
+    }
+
+
+def _policies(folder: Path, card: artifact.Card) -> list[dict[str, Any]]:
+    stored = artifact.read_policies(folder)
+    return [_policy(name, entry, card, stored["default"]) for name, entry in stored.get("policies", {}).items()]
 
 
 def _policy(name: str, entry: dict[str, Any], card: artifact.Card, default: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from exitkit import metrics
 from exitkit.artifact import Artifact
 from exitkit.cost import Prices, speedups
-from exitkit.data.batches import batches, encode, present
+from exitkit.data.batches import Reader, batches, encode, present
 from exitkit.data.sources import Rows
 from exitkit.data.splits import label_array
 from exitkit.errors import ExitkitError
 from exitkit.limits import Limits
-from exitkit.loop import run
 from exitkit.metrics import OfSums
 from exitkit.plugins import Registry
 from exitkit.policy import has_gates
@@ -44,13 +43,22 @@ class Sample:
     """
 
     def __init__(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, task: Task, device: torch.device
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        task: Task,
+        device: torch.device,
+        others: Mapping[str, Reader] | None = None,
     ) -> None:
-        self.rows, self.tokenizer, self.task, self.device = rows, tokenizer, task, device
-        encoded = encode(rows, tokenizer, max_length, isinstance(task, Tagging))
-        self.encoded = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
+        """`others` read the rows in their own way besides, see `Artifact.others`."""
+        self.rows, self.task, self.device = rows, task, device
+        self.readers = {"": Reader(tokenizer, max_length), **(others or {})}
+        self.encoded = {
+            prefix: _inputs(rows, reader, isinstance(task, Tagging)) for prefix, reader in self.readers.items()
+        }
         self.truth: Answers | None = label_array(rows) if rows.task else None
-        self.words: Words | None = words_of(rows, self.encoded) if isinstance(task, Tagging) else None
+        self.words: Words | None = words_of(rows, self.encoded[""]) if isinstance(task, Tagging) else None
         if isinstance(task, Tagging) and self.words and self.words.lost:
             log.warning(
                 "%d of %d words have no token (behind token %d of their row, or unknown to the tokenizer): they are "
@@ -64,12 +72,19 @@ class Sample:
     @classmethod
     def of(cls, rows: Rows, model: Artifact) -> Sample:
         """Rows as an artifact reads them."""
-        return cls(rows, model.tokenizer, model.card.max_length, model.task, model.model.device)
+        return cls(rows, model.tokenizer, model.card.max_length, model.task, model.model.device, model.others)
 
     def batches(self, size: int) -> list[Batch]:
         """Padded batches on the model's device, in order."""
-        made = batches(self.encoded, self.tokenizer, size)
-        return [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in made]
+        ways = [batches(self.encoded[prefix], reader.tokenizer, size) for prefix, reader in self.readers.items()]
+        return [
+            {
+                prefix + name: rows.to(self.device)
+                for prefix, batch in zip(self.readers, read, strict=True)
+                for name, rows in batch.items()
+            }
+            for read in zip(*ways, strict=True)
+        ]
 
     def answers(self, logits: Tensor, places: npt.NDArray[np.int64] | None = None) -> Answers:
         """Answers of the rows to logits of the units [U, C], or of words at these places [U] among all."""
@@ -90,6 +105,12 @@ class Sample:
     def by_unit(self, answers: Answers) -> Answers:
         """Answers of rows as answers of units [U]."""
         return answers if self.words is None else self.words.of_units(answers)
+
+
+def _inputs(rows: Rows, reader: Reader, tagging: bool) -> Dataset:
+    """Rows as token ids, without labels."""
+    encoded = encode(rows, reader.tokenizer, reader.max_length, tagging)
+    return encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
 
 
 @dataclass(frozen=True)
@@ -161,7 +182,7 @@ def run_all(model: Artifact, rows: Sequence[Batch], plan: Schedule, title: str) 
     traces = []
     with bar(title, len(rows)) as advance:
         for batch in rows:
-            traces.append(run(model.model, batch, plan))
+            traces.append(model.model.run(batch, plan))
             advance()
     trace = Trace.join(traces)
     if not torch.isfinite(trace.logits).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,14 +13,47 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import ExitHead, Pooling, pool
-from exitkit.loop import Pass, full_pass
+from exitkit.loop import Pass, full_pass, run
 from exitkit.policy import Shape
 from exitkit.recipe import Passed
-from exitkit.stream import Stream
+from exitkit.settings import Schedule
+from exitkit.stream import Batch, Stream
 from exitkit.tasks import TASKS, Classification, Tagging
+from exitkit.trace import Trace
 
 
-class ExitModel(nn.Module):
+class Exits(nn.Module, ABC):
+    """What has exits: one model, or a cascade of several. All that calibration, benchmarks and prediction know."""
+
+    shape: Shape
+    exits: tuple[int, ...]  # layer of each exit, from 1; in a cascade counted through all models
+    probes: nn.ModuleDict  # by policy
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[ExitModel, ...]:
+        """The complete models, smallest first. The last one is the full model."""
+
+    @abstractmethod
+    def run(self, batch: Batch, schedule: Schedule) -> Trace:
+        """Answer a padded batch under a policy, in evaluation mode; see `loop.run`."""
+
+    @abstractmethod
+    def full_pass(self, batch: Batch) -> Pass:
+        """What every exit says of a padded batch."""
+
+    @abstractmethod
+    def head_costs(self) -> tuple[int, ...]:
+        """Multiply-adds [E] of each exit's head, per unit."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.models[-1].stock.device
+        return device
+
+
+class ExitModel(Exits):
     """A stock classifier or tagger whose answer may be read before its last layer.
 
     The last exit is the stock model's own head and is not listed twice: `stock` alone is the full model, and saving
@@ -71,10 +105,18 @@ class ExitModel(nn.Module):
         return list(self.heads)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.stock.device
-        return device
+    def models(self) -> tuple[ExitModel, ...]:
+        """Itself."""
+        return (self,)
+
+    def run(self, batch: Batch, schedule: Schedule) -> Trace:  # noqa: D102
+        return run(self, batch, schedule)
+
+    def full_pass(self, batch: Batch) -> Pass:  # noqa: D102
+        return full_pass(self, batch)
+
+    def head_costs(self) -> tuple[int, ...]:  # noqa: D102
+        return (*(head.cost() for head in self.exit_heads), self.encoder.stock_head_cost())
 
     def read(self, exit: int, stream: Stream, units: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
         """Run the head of an exit (from 1) for the units in rows `units` [n] of a stream (None = all).

@@ -57,6 +57,7 @@ class EveryExit:
     live: Tensor | None = None  # [E, U] bool, units that `onward` had not stopped before the exit; None = all
     labelled: Tensor | None = None  # [U] bool, who has a label, where not everybody has; the others' mean nothing
     lesson: Lesson | None = None  # in distillation, what the teacher said of the same batch
+    solved: Tensor | None = None  # [U] bool, who was answered right by a judge; for recipes that ask for `judges`
 
     def loss(self, logits: Tensor, among: Tensor | None = None) -> Tensor:
         """The task's own loss of some logits [U, C] against the labels, a mean over units, or over those `among` [U].
@@ -93,6 +94,17 @@ class Conflict:
     join: Callable[[Tensor, Tensor], Tensor]  # (anchor's gradient [P], the other's [P]) -> what is written [P]
 
 
+@dataclass(frozen=True)
+class Judges:
+    """Who says which training rows are hard: copies of the fresh model, each trained on all folds of them but one.
+
+    Each answers the fold that it has not seen. Losses find who was answered right in `EveryExit.solved`.
+    """
+
+    recipe: Recipe
+    folds: int
+
+
 class Recipe(ABC):
     """A frozen dataclass of options that says which parts learn when, and from which losses."""
 
@@ -103,6 +115,10 @@ class Recipe(ABC):
     def probes(self) -> Mapping[str, Mapping[str, Any]]:
         """Arguments of the probes that this recipe trains, by policy; the artifact remembers them."""
         return {}
+
+    def judges(self) -> Judges | None:
+        """Who says, before the first phase, which training rows are hard; None where losses do not ask."""
+        return None
 
     @abstractmethod
     def phases(self, model: ExitModel, epochs: float) -> Sequence[Phase]:

@@ -2,23 +2,27 @@
 
 Where decisions depend only on what exits say, the answers of all exits, recorded once, give the outcome of every
 setting without running the model again. The decisions are made by the policy's own `decide`, exit by exit.
+
+A cascade runs in the same way, only that its answers are not recorded: `play` asks a model for them when it needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from exitkit import contract
 from exitkit.errors import UsageError
-from exitkit.loop import full_pass, keys, missing_probe
-from exitkit.model import ExitModel
-from exitkit.policy import Evidence, Shape
+from exitkit.loop import keys, missing_probe
+from exitkit.model import Exits
+from exitkit.policy import Evidence, Shape, reads_heads
 from exitkit.settings import Schedule
-from exitkit.stream import Batch, units_of
+from exitkit.stream import Batch, own, units_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Recording:
     """What every exit said about every unit, and where the units stand."""
 
     logits: Tensor  # [E, N, C] fp32
-    lengths: Tensor  # [S] tokens of each sequence
+    lengths: Tensor  # [M, S] tokens of each sequence, as each of the M models reads it; M is 1 but in a cascade
     shape: Shape
     layers: tuple[int, ...]  # layer of each exit, from 1
     probes: Mapping[str, Tensor] = field(default_factory=dict)  # by policy: [E−1, N, p]
@@ -43,7 +47,17 @@ class Recording:
     @property
     def sequences(self) -> int:
         """S."""
-        return self.lengths.shape[0]
+        return self.lengths.shape[1]
+
+    def passed_over(self, reads: bool, asks_from: int) -> npt.NDArray[np.int64]:
+        """[E] the layers at the bottom that a unit does without when it leaves at an exit; none but in a cascade.
+
+        A complete model is only run for its answer: if the policy `reads` answers, from exit `asks_from` on, else
+        where the unit leaves.
+        """
+        starts = np.asarray(self.shape.starts)
+        below = starts[np.searchsorted(starts, self.layers) - 1]
+        return np.minimum(below, below[asks_from - 1]) if reads else below
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Outcome:
 
 
 @torch.inference_mode()
-def record(model: ExitModel, batches: Iterable[Batch], readers: Iterable[str] = ()) -> Recording:
+def record(model: Exits, batches: Iterable[Batch], readers: Iterable[str] = ()) -> Recording:
     """Run all exits on all rows, and the probes of the policies in `readers` on the exits' features.
 
     `model` in evaluation mode, batches on its device.
@@ -74,23 +88,24 @@ def record(model: ExitModel, batches: Iterable[Batch], readers: Iterable[str] = 
     sequences = 0
     probes: dict[str, list[Tensor]] = {name: [] for name in readers}
     for batch in batches:
-        passed = full_pass(model, batch)
+        passed = model.full_pass(batch)
         logits.append(passed.logits.float().cpu())
-        lengths.append(batch["attention_mask"].sum(dim=1).cpu())
+        read = [own(batch, number)["attention_mask"].sum(dim=1) for number in range(len(model.models))]
+        lengths.append(torch.stack(read).cpu())
         seen.append(keys(batch).cpu())
         if "words" in batch:
             units = units_of(batch)
             sequence.append(units.sequence.cpu() + sequences)
             place.append(units.place.cpu())
             tokens.append(units.tokens.cpu())
-            sequences += len(lengths[-1])
+            sequences += lengths[-1].shape[1]
         for name, found in probes.items():
             found.append(torch.stack([model.probes[name](one) for one in passed.features]).float().cpu())
     if not logits:
         raise UsageError("there are no rows to run.")
     return Recording(
         torch.cat(logits, dim=1),
-        torch.cat(lengths),
+        torch.cat(lengths, dim=1),
         model.shape,
         model.exits,
         {name: torch.cat(found, dim=1) for name, found in probes.items()},
@@ -106,49 +121,73 @@ def replay(recording: Recording, schedule: Schedule) -> Outcome:
     Equal to a live run, but for ties within rounding of a threshold, unless the policy changes later states: then it is
     a guess, which takes all states as the full model has them.
     """
-    shape, units = recording.shape, recording.units
-    state = contract.start(schedule.name, schedule.first, units, recording.logits.device)
-    limits = schedule.limits
-    said_of = recording.probes.get(schedule.name)
-    if "probe" in schedule.first.reads and said_of is None:
+    probed = recording.probes.get(schedule.name)
+    if "probe" in schedule.first.reads and probed is None:
         raise UsageError(missing_probe(schedule.name, schedule.first))
-    last = limits.last(shape.exits)
-    answers = limits.temper(last, recording.logits[last - 1]).clone()
-    taken = torch.full((units,), last)
-    live = torch.ones(units, dtype=torch.bool)
-    everyone = torch.ones(units, dtype=torch.bool)
-    sequence = torch.arange(units) if recording.sequence is None else recording.sequence
+    sequence = torch.arange(recording.units) if recording.sequence is None else recording.sequence
     place = torch.zeros_like(sequence) if recording.place is None else recording.place
-    for exit in range(schedule.asks_from, last + 1):
-        said_now = limits.temper(exit, recording.logits[exit - 1])
-        if recording.sequence is not None and exit < last and "answered" not in schedule.first.reads:
-            said_now = torch.where(live[:, None], said_now, answers)
+    about = About(recording.shape, recording.layers, sequence, place, recording.keys, probed)
+    return play(schedule, about, lambda exit, who: recording.logits[exit - 1])
+
+
+@dataclass(frozen=True)
+class About:
+    """What a policy may see besides answers."""
+
+    shape: Shape
+    layers: tuple[int, ...]  # layer of each exit, from 1
+    sequence: Tensor  # [N] sequence of each unit, ascending
+    place: Tensor  # [N] its place there
+    keys: Tensor | None = None  # [N]
+    probed: Tensor | None = None  # [E−1, N, p]
+
+
+Says = Callable[[int, Tensor], Tensor]
+"""says(exit, who): logits [N, C] of an exit (from 1) for the units `who` [N] bool; rows of others mean nothing."""
+
+
+def play(schedule: Schedule, about: About, says: Says) -> Outcome:
+    """Let a policy decide exit by exit. Answers are asked for where the policy looks at them or somebody leaves."""
+    shape, limits = about.shape, schedule.limits
+    units, device = len(about.sequence), about.sequence.device
+    reads, last = reads_heads(schedule.first), limits.last(shape.exits)
+    state = contract.start(schedule.name, schedule.first, units, device)
+    answers = torch.zeros(units, shape.labels, device=device)
+    taken = torch.full((units,), last, device=device)
+    live = everyone = torch.ones(units, dtype=torch.bool, device=device)
+
+    def said(exit: int, who: Tensor) -> Tensor:
+        return limits.temper(exit, says(exit, who)).float()
+
+    for exit in range(min(schedule.asks_from, last), last + 1):
+        logits = said(exit, live) if reads or exit == last else torch.full_like(answers, torch.nan)
+        if exit < last and "answered" not in schedule.first.reads:
+            logits = torch.where(live[:, None], logits, answers)
         seen = Evidence(
             exit=exit,
             exits=shape.exits,
-            layer=recording.layers[exit - 1],
+            layer=about.layers[exit - 1],
             layers=shape.layers,
             labels=shape.labels,
             task=shape.task,
-            logits=said_now,
+            logits=logits,
             live=live,
             fresh=everyone,
-            sequence=sequence,
-            position=place,
+            sequence=about.sequence,
+            position=about.place,
             scale=shape.scale,
-            probe=said_of[exit - 1] if said_of is not None and exit < shape.exits else None,
-            key=recording.keys,
+            probe=about.probed[exit - 1] if about.probed is not None and exit < shape.exits else None,
+            key=about.keys,
         )
         policy = schedule.steps[exit - 1]
         if exit == last:
-            final = contract.conclude(schedule.name, policy, seen, state)
-            if final is not None:
-                answers[live] = final.float()[live]
-            break
-        decision, state = contract.decide(schedule.name, policy, seen, state, limits)
-        leave = decision.leave & live
-        said = seen.logits if decision.answer is None else decision.answer.float()
-        answers[leave] = said[leave]
-        taken[leave] = exit
+            leave, answer = live, contract.conclude(schedule.name, policy, seen, state)
+        else:
+            decision, state = contract.decide(schedule.name, policy, seen, state, limits)
+            leave, answer = decision.leave & live, decision.answer
+            if answer is None and not reads:
+                logits = said(exit, leave)
+        answers = torch.where(leave[:, None], logits if answer is None else answer.float(), answers)
+        taken = torch.where(leave, exit, taken)
         live = live & ~leave
     return Outcome(answers, taken)

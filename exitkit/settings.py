@@ -10,7 +10,7 @@ from typing import Any
 
 from exitkit.errors import UsageError, one_of
 from exitkit.limits import NONE, Limits
-from exitkit.policy import Bound, ExitPolicy, Knob, Shape, knobs
+from exitkit.policy import Bound, ExitPolicy, Knob, Shape, asks_probe, has_gates, knobs
 
 Settings = dict[str, Any]
 """Plain values by field name, as they stand in YAML and JSON; a list holds one value per exit but the last."""
@@ -51,14 +51,7 @@ def schedule(
     Raises:
         UsageError: a setting that the policy does not have, or a value that it may not take.
     """
-    if reason := policy.refuses(shape):
-        raise UsageError(f"policy '{name}' does not work for {shape.task}: {reason}.")
-    if shape.task == "tagging" and not (policy.together or shape.words_halt):
-        raise UsageError(
-            f"policy '{name}' lets words leave one by one, but this model's family runs stock layers on padded "
-            "batches, where words cannot halt ('exitkit families' says which can). Use a policy whose sentences leave "
-            "as a whole."
-        )
+    check(name, policy, shape)
     limits.check(name, policy, shape)
     declared = {knob.name: knob for knob in knobs(policy, shape.task)}
     elsewhere = {knob.name for knob in knobs(policy)} - declared.keys()
@@ -84,6 +77,24 @@ def schedule(
     usual = {key for key, value in complete.items() if key not in declared and value == _usual(fields[key])}
     told = {key: value for key, value in complete.items() if key not in usual}
     return Schedule(name, told, tuple(steps), limits)
+
+
+def check(name: str, policy: type[ExitPolicy], shape: Shape) -> None:
+    """Raise UsageError for a policy that cannot work on such a model."""
+    if reason := policy.refuses(shape):
+        raise UsageError(f"policy '{name}' does not work for {shape.task}: {reason}.")
+    if shape.task == "tagging" and not (policy.together or shape.words_halt):
+        raise UsageError(
+            f"policy '{name}' lets words leave one by one, but this model's family runs stock layers on padded "
+            "batches, where words cannot halt ('exitkit families' says which can). Use a policy whose sentences leave "
+            "as a whole."
+        )
+    if len(shape.starts) > 1 and (has_gates(policy) or policy.rewrites or asks_probe(policy)):
+        what = "asks a probe" if asks_probe(policy) else "changes states"
+        raise UsageError(
+            f"policy '{name}' does not work on a cascade: it {what}, and the models of a cascade share none, since "
+            "each starts from the text. Use a policy that reads answers only, such as cascade."
+        )
 
 
 def rewrites(policy: type[ExitPolicy], task: str) -> bool:

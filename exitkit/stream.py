@@ -121,6 +121,16 @@ def packing_order(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
+def own(batch: Batch, model: int) -> Batch:
+    """The tokens that a model (from 0) of a cascade reads: under `MODEL/input_ids` and so on, where it has some.
+
+    Else, and where there is no cascade, those under plain names, which are the full model's.
+    """
+    prefix = f"{model}/"
+    found = {name.removeprefix(prefix): rows for name, rows in batch.items() if name.startswith(prefix)}
+    return found or {name: rows for name, rows in batch.items() if "/" not in name}
+
+
 @dataclass(frozen=True, slots=True)
 class Units:
     """The units of a batch in its own order."""

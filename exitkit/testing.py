@@ -101,9 +101,9 @@ def recording(logits: Tensor, shape: Shape = SHAPE) -> Recording:
     units = logits.shape[1]
     layers = tuple(range(1, shape.exits + 1))
     if shape.task != "tagging":
-        return Recording(logits, torch.full((units,), 10), shape, layers)
+        return Recording(logits, torch.full((1, units), 10), shape, layers)
     sequence, place = _sentences(units)
-    lengths = torch.full((-(-units // SENTENCE),), 10)
+    lengths = torch.full((1, -(-units // SENTENCE)), 10)
     return Recording(logits, lengths, shape, layers, sequence=sequence, place=place, tokens=torch.ones_like(sequence))
 
 

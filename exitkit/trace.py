@@ -16,8 +16,8 @@ from exitkit.stream import Stream
 class Work:
     """How much was computed, counted on the host. Works add up."""
 
-    tokens: int  # tokens that came in
-    pairs: int  # Σ length² of the sequences that came in
+    tokens: int  # tokens that came in, as the full model reads them
+    pairs: int  # Σ length² of the sequences that came in, likewise
     queries: tuple[int, ...]  # [L] tokens that computed
     keys: tuple[int, ...]  # [L] tokens that served as keys and values
     scores: tuple[int, ...]  # [L] (query, key) pairs

@@ -21,7 +21,7 @@ LAYERS = [
     {"model"},
     {"plugins", "replay"},
     {"cost", "artifact", "testing"},
-    {"measure", "memory", "model_card"},
+    {"measure", "memory", "model_card", "cascades"},
     {"training", "distillation", "calibration", "benchmarking", "prediction"},
     {"comparison"},
     {"report", "inspection"},
@@ -77,7 +77,7 @@ def test_modules_of_one_level_import_each_other_in_one_direction_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "distill", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"]
+    "command", ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"]
 )
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]

@@ -44,6 +44,7 @@ def test_options_that_pages_name_exist(page: Path) -> None:
         "--set",
         "--json",
     }
-    for block in re.findall(r"exitkit (?:train|distill|calibrate|benchmark|predict|demo)[^`\n]*", page.read_text()):
+    commands = "train|distill|cascade|calibrate|benchmark|predict|demo"
+    for block in re.findall(rf"exitkit (?:{commands})[^`\n]*", page.read_text()):
         for option in re.findall(r"(--[a-z][a-z-]+)", block):
             assert option in known, f"{option} in '{block}'"

@@ -132,7 +132,7 @@ def test_predicted_time_adds_up_the_parts_of_every_batch() -> None:
 
     times = LayerTimes(embed=line(1, 0), layer=line(2, 0.1), exit=line(0.5, 0), last=line(0.25, 0))
     answers = recording(scripted(8))
-    clock = PredictedTime(answers, times, batch_size=4, reads_logits=True)
+    clock = PredictedTime(answers, [times], batch_size=4, reads_logits=True)
     assert clock.full == pytest.approx(2 * (1 + 6 * (2 + 4) + 0.25))  # two batches of four sequences of ten tokens
     nobody = Outcome(answers.logits[-1], torch.full((8,), 6))
     assert clock.seconds(nobody) == pytest.approx(clock.full + 2 * 5 * 0.5)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitkit import artifact, clock, config, layout, runtime
+from exitkit import clock, config, layout, runtime
 from exitkit.artifact import Artifact
 from exitkit.benchmarking.breakdown import Judged, breakdown
 from exitkit.benchmarking.contenders import PACKED, Contender, contenders, fixed_exits, warn_of_drift
 from exitkit.calibration.calibrate import chosen_metric, columns_of
+from exitkit.cascades.folder import open_artifact
 from exitkit.clock import Times
 from exitkit.config import BenchmarkConfig
 from exitkit.cost import prices, speedups
@@ -24,12 +25,11 @@ from exitkit.data.columns import Columns
 from exitkit.data.sources import Origin, Rows, read, splits
 from exitkit.data.splits import scoring_split
 from exitkit.errors import UsageError
-from exitkit.loop import run
 from exitkit.measure import Sample, full_model, gated_answers, run_all, score, told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
 from exitkit.settings import Schedule
-from exitkit.stream import Batch
+from exitkit.stream import Batch, own
 
 PLAIN = "plain transformers, padded"
 MOST_TIMED = 1000  # batches
@@ -71,7 +71,7 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
     registry = installed()
     device = runtime.device(settings)
     dtype = runtime.inference_dtype(settings)
-    models = [artifact.read(folder, registry, device, dtype) for folder in settings.artifacts]
+    models = [open_artifact(folder, registry, device, dtype) for folder in settings.artifacts]
     entries = [_entry(model, registry, settings, rows) for model, rows in _same_question(models, settings)]
     report: dict[str, Any] = {"runs": [], "baselines": [], "environment": runtime.describe(device, dtype)}
     for batch_size in settings.batch_size:
@@ -180,17 +180,18 @@ def _key(number: int, name: str) -> str:
 
 
 def _exits(entry: Entry, batches: Sequence[Batch], plan: Schedule) -> clock.Runner:
-    return lambda number: run(entry.model.model, batches[number], plan)
+    return lambda number: entry.model.model.run(batches[number], plan)
 
 
 def _plain(entry: Entry, batches: Sequence[Batch]) -> clock.Runner:
     """The stock model with its weights as transformers stores them, not as exitkit does."""
-    stock = copy.deepcopy(entry.model.model.stock)
+    full = len(entry.model.model.models) - 1
+    stock = copy.deepcopy(entry.model.model.models[full].stock)
     layout.by_output(stock)
 
     def answer(number: int) -> torch.Tensor:
         with torch.inference_mode():
-            batch = {name: tensor for name, tensor in batches[number].items() if name != "words"}
+            batch = {name: tensor for name, tensor in own(batches[number], full).items() if name != "words"}
             logits: torch.Tensor = stock(**batch).logits
             return logits
 

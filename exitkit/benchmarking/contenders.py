@@ -25,7 +25,7 @@ from exitkit.errors import ExitkitError, UsageError
 from exitkit.measure import full_model
 from exitkit.plugins import Registry
 from exitkit.prediction.predictor import limits_of, point_for
-from exitkit.settings import Schedule, off, schedule
+from exitkit.settings import Schedule, check, off, schedule
 from exitkit.trace import Trace
 
 log = logging.getLogger("exitkit")
@@ -50,13 +50,14 @@ def contenders(model: Artifact, registry: Registry, settings: BenchmarkConfig, r
     """Every policy at every target, calibrated where it must be."""
     choice = settings.policy or Choice()
     stored = model.policies.get("policies", {})
-    names = choice.name or [model.policies.get("default", model.task.default_policy)]
+    names = choice.name or [model.policies.get("default", model.default_policy)]
     given = held_settings(choice, names, registry)
     shape = model.model.shape
     studies: dict[str, Study] = {}
     found: list[Contender] = []
     for name in names:
         policy = registry.policy(name)
+        check(name, policy, shape)
         if given[name]:
             plan = schedule(name, policy, given[name], shape)
             found.append(Contender(f"{name} as given", plan, None, None))

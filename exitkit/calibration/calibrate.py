@@ -16,6 +16,7 @@ from exitkit.artifact import Artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study, runs_file
+from exitkit.cascades.folder import open_artifact
 from exitkit.config import CalibrateConfig, Choice
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Origin, Rows, read, reread
@@ -24,6 +25,7 @@ from exitkit.limits import Limits
 from exitkit.measure import told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy, Shape, knobs
+from exitkit.settings import check
 from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")
@@ -55,9 +57,10 @@ def calibrate(
     registry = installed()
     _one_policy(settings.policy)
     device = runtime.device(settings)
-    model = artifact.read(settings.artifact, registry, device, runtime.inference_dtype(settings))
-    name = next(iter(settings.policy.name), model.task.default_policy)
+    model = open_artifact(settings.artifact, registry, device, runtime.inference_dtype(settings))
+    name = next(iter(settings.policy.name), model.default_policy)
     held = held_settings(settings.policy, [name], registry)[name]
+    check(name, registry.policy(name), model.model.shape)
     rows = calibration_rows(model, settings.data, settings.split, columns_of(settings))
     metric = chosen_metric(settings.metric, model, rows)
     labels = model.card.labels
@@ -86,6 +89,12 @@ def calibrate(
 def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
     """The rows to choose settings on: those given, else those that `train` set aside for it."""
     if data is None and split is None:
+        if not model.card.calibration:
+            raise UsageError(
+                f"the models of {model.folder} set aside different rows for calibration, so that some may have been "
+                "trained on what others set aside. Give rows that none has seen with --data and --split, or train all "
+                "of them on the same data with the same --seed."
+            )
         return reread(Origin.from_dict(model.card.calibration), model.task, model.card.calibration["hash"])
     source = data if data is not None else model.card.data["source"]
     if data is None:
@@ -204,7 +213,7 @@ def _confirm(
         **told_of_words(study.sample),
     }
     if not feasible:
-        result["advice"] = _advice(name, found, settings)
+        result["advice"] = _advice(name, found, settings, len(study.model.model.models) > 1)
     if feasible and live.time_ci[1] < 1:
         log.warning(
             "this setting takes longer than the full model here: %.2fx in time (95 %%: %.2f to %.2f). It saves work "
@@ -235,7 +244,7 @@ def _only_points(policy: type[ExitPolicy], held: Mapping[str, Any], shape: Shape
     return all(knob.kind is not float for knob in knobs(policy, shape.task) if knob.name not in held)
 
 
-def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig) -> str:
+def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig, cascade: bool) -> str:
     currency = settings.currency
     if settings.target_speedup is None:
         return (
@@ -248,7 +257,8 @@ def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig) ->
         return reach + "Ask for less, or allow more: a lower --min-exit, fewer --never-early labels."
     if currency == "time":
         return reach + "Ask for less, count in flops or layers, or time a larger --batch-size."
-    return reach + "Ask for less, try another policy, or train with exits at earlier layers."
+    more = "put a smaller model first" if cascade else "train with exits at earlier layers"
+    return f"{reach}Ask for less, try another policy, or {more}."
 
 
 def _store(
@@ -276,6 +286,7 @@ def _store(
         "metric": live.scored.metric,
         "limits": result["limits"],
         "calibration": {**rows.origin.as_dict(), "rows": len(rows), "hash": rows.hash()},
+        **({"models": list(model.content)} if model.content else {}),
     }
     stored = artifact.read_policies(model.folder)
     policies = {**stored.get("policies", {}), name: entry}

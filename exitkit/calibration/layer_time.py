@@ -128,44 +128,52 @@ class PredictedTime:
     """Seconds that replayed outcomes would take in batches of consecutive rows."""
 
     def __init__(
-        self, recording: Recording, times: LayerTimes, batch_size: int, reads_logits: bool, asks_from: int = 1
+        self, recording: Recording, times: Sequence[LayerTimes], batch_size: int, reads_logits: bool, asks_from: int = 1
     ) -> None:
-        self.times = times
+        self.times = times  # of each complete model
         self.recording = recording
         self.reads_logits = reads_logits
         self.asks_from = asks_from
         self.layers = recording.layers
+        self.starts = recording.shape.starts
+        self.passed_over = recording.passed_over(reads_logits, asks_from)
         self.lengths = recording.lengths.numpy().astype(np.float64)
-        self.starts = np.arange(0, recording.sequences, batch_size)
-        everyone, tokens = self._counts(np.ones(recording.sequences, dtype=bool))
-        self._embed = float(times.embed(everyone, tokens).sum())
-        self.full = (
-            self._embed
-            + recording.shape.layers * float(times.layer(everyone, tokens).sum())
-            + float(times.last(everyone, tokens).sum())
-        )
+        self.batches = np.arange(0, recording.sequences, batch_size)
+        self.full = self._full()
+
+    def _full(self) -> float:
+        """Of the full model."""
+        last = self.times[-1]
+        there = self._counts(np.ones(self.recording.sequences, dtype=bool), len(self.times) - 1)
+        layers = self.recording.shape.layers - self.starts[-1]
+        return float((last.embed(*there) + layers * last.layer(*there) + last.last(*there)).sum())
 
     def seconds(self, outcome: Outcome) -> float:
         """Of one setting."""
         taken = outcome.of_sequences(self.recording).numpy()
-        total, below = self._embed, 0
+        total, below, model = 0.0, 0, -1
         for exit, layer in enumerate(self.layers, start=1):
-            sequences, tokens = self._counts(taken >= exit)
-            total += (layer - below) * float(self.times.layer(sequences, tokens).sum())
+            new = below in self.starts  # a complete model starts, from the text
+            model += new
+            times = self.times[model]
+            there = self._counts((taken >= exit) & (self.passed_over[taken - 1] < layer), model)
+            if new:
+                total += float(times.embed(*there).sum())
+            total += (layer - below) * float(times.layer(*there).sum())
             below = layer
-            if exit == len(self.layers):
-                total += float(self.times.last(sequences, tokens).sum())
+            if layer == self.layers[-1] or layer in self.starts:
+                total += float(times.last(*there).sum())
             elif (self.reads_logits and exit >= self.asks_from) or (taken == exit).any():
-                total += float(self.times.exit(sequences, tokens).sum())
+                total += float(times.exit(*there).sum())
         return total
 
     def speedup(self, outcome: Outcome) -> float:
         """Seconds of the full model ÷ seconds of the outcome."""
         return self.full / self.seconds(outcome)
 
-    def _counts(self, there: npt.NDArray[np.bool_]) -> tuple[Table, Table]:
-        """Sequences and tokens of every batch that are still there: [batches] each."""
+    def _counts(self, there: npt.NDArray[np.bool_], model: int) -> tuple[Table, Table]:
+        """Sequences and tokens of every batch that are still there, as a model reads them: [batches] each."""
         return (
-            np.add.reduceat(there.astype(np.float64), self.starts),
-            np.add.reduceat(there * self.lengths, self.starts),
+            np.add.reduceat(there.astype(np.float64), self.batches),
+            np.add.reduceat(there * self.lengths[model], self.batches),
         )

@@ -25,13 +25,13 @@ from exitkit.clock import Times
 from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
 from exitkit.limits import NONE, Limits
-from exitkit.loop import run
 from exitkit.measure import Sample, Scored, full_model, gated_answers, reference_of, run_all, score
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, rewrites, schedule
+from exitkit.stream import own
 from exitkit.tasks import Answers
 from exitkit.trace import Trace
 
@@ -95,9 +95,12 @@ class Study:
         self._gated: dict[str, Answers | None] = {}
 
     @cached_property
-    def times(self) -> layer_time.LayerTimes:
-        """How long layers take here; measured when first asked for."""
-        return layer_time.measure(self.model.model, self.batches, self.batch_size)
+    def times(self) -> tuple[layer_time.LayerTimes, ...]:
+        """How long layers of each complete model take here; measured when first asked for."""
+        return tuple(
+            layer_time.measure(model, [own(batch, number) for batch in self.batches], self.batch_size)
+            for number, model in enumerate(self.model.model.models)
+        )
 
     def rewrites(self, name: str) -> bool:
         """Whether a policy must be run, because a replay of it is only a guess."""
@@ -211,8 +214,8 @@ class Study:
         )
         batches = [self.batches[i] for i in chosen]
         runners = {
-            plan.name: lambda batch: run(self.model.model, batch, plan),
-            "full": lambda batch: run(self.model.model, batch, self._plan_full),
+            plan.name: lambda batch: self.model.model.run(batch, plan),
+            "full": lambda batch: self.model.model.run(batch, self._plan_full),
         }
         with bar(f"timing {plan.name}", ROUNDS * len(batches)) as advance:
             return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance)

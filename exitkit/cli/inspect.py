@@ -36,7 +36,32 @@ def inspect(
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """Facts, exits and policies as tables."""
+    """Facts, exits or models, and policies."""
+    console.print(*(_models(found) if "models" in found else _model(found)), sep="\n\n", highlight=False)
+    console.print()
+    if not found["policies"]:
+        console.print(
+            f"not calibrated: 'exitkit calibrate {found['artifact']} --target-speedup 2x' makes it answer early",
+            highlight=False,
+        )
+    for one in found["policies"]:
+        console.print(_policy(one), highlight=False)
+
+
+def _models(found: dict[str, Any]) -> list[Table | str]:
+    """What a cascade is for, and a row per model."""
+    table = Table("exit", "model", "layers", "width", "parameters", "score", box=None, header_style="bold")
+    for number, one in enumerate(found["models"], start=1):
+        last = one["exits"][-1]["score"]
+        score = "–" if last is None else f"{one['metric']} {100 * last:.1f} on {one['split']}"
+        size = f"{one['parameters']['model.safetensors'] / 1e6:.1f} M"
+        table.add_row(str(number), one["artifact"], str(one["layers"]), str(one["width"]), size, score)
+    labels = f" of {', '.join(found['labels'])}" if found["labels"] else ""
+    return [f"a cascade for {found['task']}{labels}", table]
+
+
+def _model(found: dict[str, Any]) -> list[Table | str]:
+    """Facts and exits of one model."""
     facts = Table(show_header=False, box=None)
     labels = f": {', '.join(found['labels'])}" if found["labels"] else ""
     sizes = found["parameters"]
@@ -57,21 +82,11 @@ def show(found: dict[str, Any], console: Console) -> None:
     facts.add_row("set aside for calibration", _rows(found["calibration"]))
     facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
     facts.add_row("size", f"{sum(found['files'].values()) / 1e6:.1f} MB in {len(found['files'])} files")
-    console.print(facts, highlight=False)
     exits = Table("exit", "layer", f"{found['metric']} on {found['split']}", box=None, header_style="bold")
     for one in found["exits"]:
         score = "–" if one["score"] is None else f"{100 * one['score']:.1f}"
         exits.add_row(str(one["exit"]), str(one["layer"]), score)
-    console.print()
-    console.print(exits, highlight=False)
-    console.print()
-    if not found["policies"]:
-        console.print(
-            f"not calibrated: 'exitkit calibrate {found['artifact']} --target-speedup 2x' makes it answer early",
-            highlight=False,
-        )
-    for one in found["policies"]:
-        console.print(_policy(one), highlight=False)
+    return [facts, exits]
 
 
 def _rows(origin: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -31,6 +32,14 @@ OFFSET_POSITIONS = frozenset({
     "xlm-roberta-xl", "xmod",
 })
 # fmt: on
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a model reads a row."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
 
 
 def limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: int | None = None) -> int:

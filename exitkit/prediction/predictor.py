@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exitkit import artifact, config, runtime
+from exitkit import config, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration.calibrate import held_settings
 from exitkit.calibration.search import Candidate, pick
+from exitkit.cascades.folder import open_artifact
 from exitkit.config import Choice, PredictConfig
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import NONE, Limits
-from exitkit.loop import run
 from exitkit.measure import full_model
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
@@ -137,20 +137,23 @@ class Predictor:
         return self._rows(trace, skips, probabilities), trace
 
     def _batch(self, texts: Sequence[Text]) -> Batch:
-        tokens = self.artifact.tokenizer(
-            [text if isinstance(text, str) else text[0] for text in texts],
-            None if isinstance(texts[0], str) else [text[1] for text in texts],
-            truncation=True,
-            max_length=self.artifact.card.max_length,
-            padding=True,
-            return_tensors="pt",
-            verbose=False,
-        )
-        return dict(tokens.items())
+        batch: Batch = {}
+        for prefix, reader in self.artifact.readers.items():
+            tokens = reader.tokenizer(
+                [text if isinstance(text, str) else text[0] for text in texts],
+                None if isinstance(texts[0], str) else [text[1] for text in texts],
+                truncation=True,
+                max_length=reader.max_length,
+                padding=True,
+                return_tensors="pt",
+                verbose=False,
+            )
+            batch |= {prefix + name: rows for name, rows in tokens.items()}
+        return batch
 
     def _run(self, batch: Batch, plan: Schedule) -> Trace:
         device = self.artifact.model.device
-        trace = run(self.artifact.model, {name: tensor.to(device) for name, tensor in batch.items()}, plan)
+        trace = self.artifact.model.run({name: tensor.to(device) for name, tensor in batch.items()}, plan)
         if not torch.isfinite(trace.logits).all():
             raise ExitkitError(f"{self.artifact.folder}: the model answers NaN or infinite values.")
         return trace
@@ -178,7 +181,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: str = "auto", t
     """
     where = config.parse(config.Common, {"device": device, "precision": precision, "threads": threads})
     registry = installed()
-    model = artifact.read(Path(folder), registry, runtime.device(where), runtime.inference_dtype(where))
+    model = open_artifact(Path(folder), registry, runtime.device(where), runtime.inference_dtype(where))
     return Predictor(model, registry)
 
 
@@ -207,14 +210,14 @@ def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
     stored = model.policies.get("policies", {})
     if choice is None or not choice.name:
         if choice is not None and choice.options:
-            choice = Choice(name=[model.policies.get("default", model.task.default_policy)], **choice.options)
+            choice = Choice(name=[model.policies.get("default", model.default_policy)], **choice.options)
         elif not stored:
             if speedup is not None:
                 raise UsageError(
                     f"{model.folder} has not been calibrated, so there is no setting for {speedup:g}x. Run "
                     f"'exitkit calibrate {model.folder} --target-speedup {speedup:g}x' first."
                 )
-            log.warning("%s has not been calibrated: every row runs through all layers", model.folder)
+            log.warning("%s has not been calibrated: the full model answers every row", model.folder)
             return full_model(model, registry)
         else:
             choice = Choice(name=[model.policies["default"]])
@@ -265,7 +268,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
     assert settings.artifact is not None
     source = "-" if settings.input == "-" else Path(settings.input)
     registry = installed()
-    model = artifact.read(settings.artifact, registry, runtime.device(settings), runtime.inference_dtype(settings))
+    model = open_artifact(settings.artifact, registry, runtime.device(settings), runtime.inference_dtype(settings))
     predictor = Predictor(model, registry)
     plan = stored_plan(model, registry, settings.policy, settings.speedup, settings.max_exit)
     lines = read(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -47,14 +48,18 @@ class Job:
     device: torch.device
     unlabelled: Rows | None = None  # more rows for phases that need no labels
     tutor: Tutor | None = None  # in distillation; every phase then gets all rows
+    solved: npt.NDArray[np.bool_] | None = None  # [N] what the recipe's judges say of the rows
 
 
 @dataclass(frozen=True)
 class Spent:
     """What training took, parts of an interrupted run included."""
 
-    samples: float
-    seconds: float
+    samples: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.samples + other.samples, self.seconds + other.seconds)
 
 
 def check(job: Job, phases: Sequence[Phase]) -> None:
@@ -83,6 +88,8 @@ def run_phases(job: Job, phases: Sequence[Phase], folder: Path) -> Spent:
         ExitkitError: training diverged.
     """
     encoded = _encoded(job, job.rows) if job.tutor is None else all_rows(job)
+    if job.solved is not None:
+        encoded = Dataset(encoded.data.table.append_column("solved", pa.array(job.solved)))
     encoded.set_format("python")
     samples = seconds = 0.0
     for phase in phases:

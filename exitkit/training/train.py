@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +29,13 @@ from exitkit.measure import Sample, told_of_words
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.progress import quiet
+from exitkit.recipe import Phase
 from exitkit.tasks import Regression, Tagging, Task, balanced
+from exitkit.training.judges import solved
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import card_of, publish, report_of, score_exits, score_gates, speed
 from exitkit.training.partial import check_output, open_partial, same_run
-from exitkit.training.phases import Job, check, run_phases
+from exitkit.training.phases import Job, Spent, check, run_phases
 from exitkit.training.start import label_order, starting_model
 
 log = logging.getLogger("exitkit")
@@ -86,7 +88,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     folder = open_partial(partial, settings.resume)
     content = {"training rows": data.train.hash()}
     same_run(partial, settings, content if unlabelled is None else {**content, "unlabelled rows": unlabelled.hash()})
-    spent = run_phases(job, phases, folder)
+    spent = _run(job, phases, folder, start.fine_tuned)
     sample = Sample(data.evaluation, tokenizer, max_length, data.task, device)
     told = {"name": recipe_name, **dataclasses.asdict(recipe), "model": str(settings.model)}  # type: ignore[call-overload]
     card = card_of(settings, model, data, told, max_length, metric, recipe.probes())
@@ -110,6 +112,17 @@ def _data(settings: TrainConfig) -> TrainingData:
     data = read(settings.task)
     order = label_order(str(settings.model), data.task, settings.label_names)
     return data if order == data.task.labels else read(replace(data.task, labels=order))
+
+
+def _run(job: Job, phases: Sequence[Phase], folder: Path, fine_tuned: bool) -> Spent:
+    """The recipe's judges, if it asks for some, and then its phases."""
+    judges = job.recipe.judges()
+    if judges is None:
+        return run_phases(job, phases, folder)
+    if fine_tuned:
+        log.warning("the model is a fine-tuned classifier: if it has learnt these rows, judges find few hard")
+    found, spent = solved(job, judges, folder)
+    return spent + run_phases(replace(job, solved=found), phases, folder)
 
 
 def attach_probes(

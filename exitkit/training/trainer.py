@@ -37,7 +37,7 @@ log = logging.getLogger("exitkit")
 OURS = {"output_dir", "num_train_epochs", "learning_rate", "seed", "data_seed", "bf16", "fp16", "use_cpu"}
 """Fields of TrainingArguments that have a setting of ours, which says the same for every phase."""
 
-OF_ROWS = {"labels", "labelled", "row"}
+OF_ROWS = {"labels", "labelled", "row", "solved"}
 """Columns that are not the model's input."""
 
 
@@ -113,6 +113,7 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             live=said.live,
             labelled=None if labelled is None else labelled.bool(),
             lesson=lesson,
+            solved=inputs.get("solved"),
         )
         self.watch.see(seen)
         losses = self.recipe.losses(self.phase.name, seen)

@@ -1,0 +1,45 @@
+"""Policy `cascade`: a model of a cascade answers when it is sure enough."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from exitkit import Evidence, ExitPolicy, Shape, State, hookimpl, knob
+
+
+@dataclass(frozen=True)
+class Cascade(ExitPolicy):
+    """Leave once the largest probability of a model's answer is above `threshold`; else the next model is asked.
+
+    CascadeBERT (2012.14682, section 3.1). It is `confidence` where the exits are complete models. The comparison is
+    strict. A row that every model sees costs more than the full model alone, so with the policy off a cascade is slower
+    than 1x.
+
+    In multi-label it is the probability of a label's likelier side, of the least certain label.
+    """
+
+    threshold: float = knob(0.9, low=lambda shape: guess(shape), high=1.0, off=2.0, raising="later", per_exit=True)
+
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """A value has no probability, and words of a sentence are not sent to another model one by one."""
+        if shape.task in ("classification", "multi-label"):
+            return None
+        return "it judges the probability of one answer for a whole text"
+
+    def decide(self, seen: Evidence, state: State) -> tuple[Tensor, State]:
+        """Each unit by itself."""
+        if seen.task == "multi-label":
+            return seen.logits.float().abs().sigmoid().amin(dim=-1) > self.threshold, state
+        return seen.logits.float().softmax(dim=-1).amax(dim=-1) > self.threshold, state
+
+
+def guess(shape: Shape) -> float:
+    """The confidence of a model that knows nothing."""
+    return 0.5 if shape.task == "multi-label" else 1 / shape.labels
+
+
+@hookimpl
+def register_policies(register):  # type: ignore[no-untyped-def]
+    """Offer `cascade`."""
+    register("cascade", Cascade)
