@@ -86,7 +86,7 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
         def flat(column: Tensor) -> Tensor:
             return column.flatten()
 
-        position = torch.arange(width, device=device).repeat(len(lengths))
+        position = torch.arange(width, device=device).expand(len(lengths), width).flatten()
     else:
         real = mask[rows].bool()
 
