@@ -12,6 +12,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import torch
+
 from exitkit import artifact, contract, loop
 from exitkit.data.sources import read
 from exitkit.measure import Sample, full_model
@@ -20,6 +22,7 @@ from exitkit.settings import schedule
 from exitkit.trace import Trace
 
 ROUNDS = 5
+torch.set_num_threads(1)
 folder, data, split, threshold, size = sys.argv[1:]
 registry = installed()
 model = artifact.read(Path(folder), registry)
