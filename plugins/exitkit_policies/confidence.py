@@ -1,4 +1,4 @@
-"""Policy `confidence`: leave when one class is probable enough."""
+"""Policies `confidence` and `cascade`: leave when one class is probable enough."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,24 @@ def guess(shape: Shape) -> float:
     return 0.5 if shape.task == "multi-label" else 1 / shape.labels
 
 
+@dataclass(frozen=True)
+class Cascade(Confidence):
+    """Leave once the largest probability of a model's answer is above `threshold`; else the next model is asked.
+
+    CascadeBERT (2012.14682, section 3.1): `confidence` where the exits are complete models. A row that every model sees
+    costs more than the full model alone, so with the policy off a cascade is slower than 1x.
+    """
+
+    @classmethod
+    def refuses(cls, shape: Shape) -> str | None:
+        """A value has no probability, and words of a sentence are not sent to another model one by one."""
+        if shape.task in ("classification", "multi-label"):
+            return None
+        return "it judges the probability of one answer for a whole text"
+
+
 @hookimpl
 def register_policies(register):  # type: ignore[no-untyped-def]
-    """Offer `confidence`."""
+    """Offer `confidence` and `cascade`."""
     register("confidence", Confidence)
+    register("cascade", Cascade)
