@@ -22,31 +22,26 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
     """Four exits over `demo:reviews`, good enough that exits differ."""
-    folder = tmp_path_factory.mktemp("trained") / "model"
-    exitkit.train(
-        model=str(encoder),
-        data="demo:reviews",
-        output=folder,
-        epochs=1,
-        max_train_samples=2000,
-        recipe={"name": "joint", "learning_rate": 2e-3, "head_learning_rate": 2e-3},
-    )
-    return folder
+    return _trained(tmp_path_factory.mktemp("trained"), encoder, "demo:reviews", 2000)
 
 
 @pytest.fixture(scope="session")
 def tagger(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
     """Four exits over `demo:tags`."""
-    folder = tmp_path_factory.mktemp("tagger") / "model"
+    return _trained(tmp_path_factory.mktemp("tagger"), encoder, "demo:tags", 2500)
+
+
+def _trained(parent: Path, encoder: Path, data: str, rows: int) -> Path:
+    rates = {"learning_rate": 2e-3, "head_learning_rate": 2e-3}
     exitkit.train(
         model=str(encoder),
-        data="demo:tags",
-        output=folder,
+        data=data,
+        output=parent / "model",
         epochs=1,
-        max_train_samples=2500,
-        recipe={"name": "joint", "learning_rate": 2e-3, "head_learning_rate": 2e-3},
+        max_train_samples=rows,
+        recipe={"name": "joint", **rates},
     )
-    return folder
+    return parent / "model"
 
 
 @pytest.fixture
