@@ -16,12 +16,12 @@ from exitkit.config import (
     DistillConfig,
     PredictConfig,
     TrainConfig,
-    bytes_of,
     merge,
     ordered,
     parse,
 )
 from exitkit.errors import UsageError
+from exitkit.notation import bytes_of
 
 VALUES = {
     "epochs": st.floats(0.1, 50).map(lambda value: round(value, 3)),

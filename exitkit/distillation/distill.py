@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import config
+from exitkit import config, notation
 from exitkit.config import Choice, DistillConfig
 from exitkit.data.splits import label_array
 from exitkit.distillation import map_search
@@ -142,7 +142,7 @@ def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Le
         student.model.encoder,
         work.plan.reads,
         settings.cache or folder / KEPT,
-        config.bytes_of(settings.cache_size),
+        notation.bytes_of(settings.cache_size),
         job.device,
     )
     spent = run_phases(replace(job, tutor=lessons), work.plan.phases, folder)
