@@ -1,7 +1,8 @@
 """Time, measured so that what a shared machine does in the meantime hits all contenders alike.
 
-Contenders answer the same batches in turn, batch by batch and round by round; only ratios of such interleaved runs
-are compared. A batch's time is the median over the rounds.
+Contenders answer the same batches in turn, round by round; only ratios of such interleaved runs are compared. A batch's
+time is the median over the rounds. A turn is a batch or, where batches are small, some of them: a program that answers
+single texts runs one model all the time, and finds its weights where the text before has left them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,10 @@ from exitkit.progress import Advance
 Runner = Callable[[Any], object]
 """Answers one of the batches that `interleaved` is given."""
 WARM_UPS = 2
+TURN_ROWS = 32
+"""Rows that a contender answers before the next has its turn."""
+FEWEST_TURNS = 16
+"""Turns of a contender in a round, if there are so many batches."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Times:
     """Seconds of every contender for every batch in every round."""
 
     seconds: Mapping[str, npt.NDArray[np.float64]]  # [rounds, batches]
+    turn: int = 1  # batches that were answered one after the other, by the same contender
 
     def per_batch(self, name: str) -> npt.NDArray[np.float64]:
         """[batches] median over the rounds."""
@@ -38,18 +45,25 @@ class Times:
         return float(self.per_batch(reference).sum() / self.per_batch(name).sum())
 
     def speedup_interval(self, name: str, reference: str, resamples: int = 1000) -> tuple[float, float]:
-        """95 % bootstrap interval of `speedup`, over batches and, within each, over rounds."""
+        """95 % bootstrap interval of `speedup`, over turns and, within each, over rounds."""
         random = np.random.default_rng(0)
         mine, theirs = self.seconds[name], self.seconds[reference]
         rounds, batches = mine.shape
+        starts = np.arange(0, batches, self.turn)
         ratios = []
         for _ in range(resamples):
-            batch = random.integers(0, batches, batches)
-            round_ = random.integers(0, rounds, (rounds, batches))
+            start = random.choice(starts, len(starts))
+            batch = np.concatenate([np.arange(first, min(first + self.turn, batches)) for first in start])
+            round_ = random.integers(0, rounds, (rounds, len(batch)))
             picked = np.median(theirs[round_, batch], axis=0).sum() / np.median(mine[round_, batch], axis=0).sum()
             ratios.append(picked)
         low, high = np.percentile(ratios, [2.5, 97.5])
         return float(low), float(high)
+
+
+def turn_of(batch_size: int, batches: int) -> int:
+    """How many of so many batches of this size make a turn."""
+    return max(1, min(TURN_ROWS // batch_size, batches // FEWEST_TURNS))
 
 
 def interleaved(
@@ -58,10 +72,11 @@ def interleaved(
     rounds: int,
     device: torch.device,
     advance: Advance = lambda steps=1, note="": None,
+    turn: int = 1,
 ) -> Times:
-    """Time every runner on every batch, `rounds` times, taking turns.
+    """Time every runner on every batch, `rounds` times, taking turns of `turn` batches.
 
-    The order of the runners is turned by one from batch to batch, so that none of them always comes first.
+    The order of the runners is moved by one from turn to turn, so that none of them always comes first.
     """
     names = list(runners)
     seconds = {name: np.zeros((rounds, len(batches))) for name in names}
@@ -72,17 +87,19 @@ def interleaved(
     gc.disable()
     try:
         for round_ in range(rounds):
-            for number, batch in enumerate(batches):
-                turn = (round_ + number) % len(names)
-                for name in names[turn:] + names[:turn]:
-                    runner = runners[name]
-                    seconds[name][round_, number] = seconds_of(lambda: runner(batch), device)  # noqa: B023
-                advance(1)
+            for count, first in enumerate(range(0, len(batches), turn)):
+                those = range(first, min(first + turn, len(batches)))
+                begin = (round_ + count) % len(names)
+                for name in names[begin:] + names[:begin]:
+                    for number in those:
+                        work = partial(runners[name], batches[number])
+                        seconds[name][round_, number] = seconds_of(work, device)
+                advance(len(those))
             gc.collect()
     finally:
         if collecting:
             gc.enable()
-    return Times(seconds)
+    return Times(seconds, turn)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def measure(model, batches, batch_size):
         return LayerTimes(line(0.0), line((model.shape.width / WIDTH) ** 2), line(0.0), line(0.0))
 
-    def interleaved(runners, batches, rounds, device, advance):
+    def interleaved(runners, batches, rounds, device, advance, turn=1):
         for run in runners.values():
             run(batches[0])
         ones = np.ones((rounds, len(batches)))

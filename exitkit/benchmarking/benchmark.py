@@ -170,9 +170,10 @@ def _time(entries: Sequence[Entry], batch_size: int, rounds: int, device: torch.
             runners[_key(number, key)] = _exits(entry, batches[number], plan)
         runners[_key(number, PLAIN)] = _plain(entry, batches[number])
     with bar(f"timing batches of {batch_size}", rounds * len(numbers)) as advance:
-        times = clock.interleaved(runners, numbers, rounds, device, advance)
+        turn = clock.turn_of(batch_size, len(numbers))
+        times = clock.interleaved(runners, numbers, rounds, device, advance, turn)
     rows = sum(batches[0][number]["input_ids"].shape[0] for number in numbers)
-    return times, {"batches": len(numbers), "rows": rows, "rounds": rounds}
+    return times, {"batches": len(numbers), "rows": rows, "rounds": rounds, "turn": turn}
 
 
 def _key(number: int, name: str) -> str:
@@ -253,5 +254,5 @@ def _clocked(
         "latency_ms": {"p50": float(low), "p95": float(mid), "p99": float(high)},
         "ms_per_row": 1000 * seconds / timed["rows"],
         "throughput": timed["rows"] / seconds,
-        "timed": {"batches": timed["batches"], "rounds": timed["rounds"]},
+        "timed": {"batches": timed["batches"], "rounds": timed["rounds"], "turn": timed["turn"]},
     }

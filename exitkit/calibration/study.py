@@ -218,7 +218,8 @@ class Study:
             "full": lambda batch: self.model.model.run(batch, self._plan_full),
         }
         with bar(f"timing {plan.name}", ROUNDS * len(batches)) as advance:
-            return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance)
+            turn = clock.turn_of(self.batch_size, len(batches))
+            return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance, turn)
 
     def _run(self, plan: Schedule) -> Candidate:
         plan = replace(plan, limits=self.limits)

@@ -77,7 +77,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [
         "Speed-up: work of the full model (packed, every layer, only the last head) ÷ work of the run, as a ratio of "
         "sums over the same rows. layers: executed; flops: multiply-adds over real tokens; time: seconds from token "
-        "ids to answers, runs interleaved batch by batch, medians over rounds, 95 % bootstrap interval behind ±. "
+        "ids to answers, runs interleaved, medians over rounds, 95 % bootstrap interval behind ±. "
         "drop: score of the full model − score, with its paired 95 % interval in points.",
         "",
         f"Environment: {environment}.",
