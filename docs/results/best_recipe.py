@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from unused_rows import unused
 
 from exitkit import artifact
 from exitkit.artifact import Artifact
@@ -25,12 +26,11 @@ from exitkit.calibration.study import Study
 from exitkit.cost import ReplayCost
 from exitkit.data.columns import USUAL
 from exitkit.data.sources import Rows, read
-from exitkit.data.splits import training_and_calibration
 from exitkit.metrics import interval
 from exitkit.plugins import installed
 from exitkit.replay import replay
 
-TARGETS, UNUSED = (2.0, 3.0), 5000
+TARGETS = (2.0, 3.0)
 Losses = npt.NDArray[np.float64]
 registry = installed()
 data, split, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -63,17 +63,6 @@ def halves(model: Artifact, target: float) -> tuple[Losses, float]:
     return found, (fast + slow) / 2
 
 
-def unused(models: Sequence[Artifact]) -> Rows:
-    """Training rows that none of the models has seen, nor any row with the same text."""
-    seen: set[str] = set()
-    for model in models:
-        used = training_and_calibration(data, seed=model.card.recipe["seed"], max_train_samples=most)
-        seen |= {text for rows in (used.train, used.calibration) for text in rows.data["text"][:]}
-    everything = read(data, "train", task=models[0].task)
-    left = [row for row, text in enumerate(everything.data["text"][:]) if text not in seen]
-    return everything.select(sorted(np.random.default_rng(0).choice(left, min(UNUSED, len(left)), replace=False)))
-
-
 def joined(one: tuple[Losses, float], other: tuple[Losses, float]) -> tuple[Losses, float]:
     """The losses of all rows of two sets, and the speed-up over all of them."""
     work = sum(len(rows) / speedup for rows, speedup in (one, other))
@@ -94,7 +83,7 @@ def told(found: Sequence[tuple[Losses, float]]) -> dict[str, Any]:
 
 
 models = [artifact.read(Path(folder), registry) for folder in folders]
-rows = unused(models)
+rows = unused(data, models, most)
 report: dict[str, Any] = {}
 aside = [(study(model, calibration_rows(model, None, None, USUAL)), study(model, rows)) for model in models]
 for target in TARGETS:
