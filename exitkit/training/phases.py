@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
         log.info("phase '%s' goes on from step %s", phase.name, last.name.removeprefix("checkpoint-"))
     per_step = args.train_batch_size * args.gradient_accumulation_steps
     steps = -(-len(encoded) // per_step) * phase.epochs
+    if args.save_steps < 1:  # transformers would compare the fraction with the number in a checkpoint, and warn
+        args.save_steps = math.ceil(args.save_steps * math.ceil(steps))
     adversary = FastGradient(settings.adversarial_epsilon) if settings.adversarial == "fgm" else None
     started = time.perf_counter()
     if job.tutor is not None:
