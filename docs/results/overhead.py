@@ -3,7 +3,9 @@
 Runs both in turn over a split, with a stopwatch around each part. `ideal` is what the layers would take if time were
 proportional to tokens.
 
-Usage: python docs/results/overhead.py ARTIFACT DATA SPLIT THRESHOLD BATCH_SIZE
+Usage: python docs/results/overhead.py ARTIFACT DATA SPLIT POLICY SETTINGS BATCH_SIZE
+
+SETTINGS are JSON: '{"threshold":0.3}'.
 """
 
 import json
@@ -23,12 +25,12 @@ from exitkit.trace import Trace
 
 ROUNDS = 5
 torch.set_num_threads(1)
-folder, data, split, threshold, size = sys.argv[1:]
+folder, data, split, policy, settings, size = sys.argv[1:]
 registry = installed()
 model = artifact.read(Path(folder), registry)
 batches = Sample.of(read(data, split, task=model.task), model).batches(int(size))[:200]
 plans = {
-    "exits": schedule("entropy", registry.policy("entropy"), {"threshold": float(threshold)}, model.model.shape),
+    "exits": schedule(policy, registry.policy(policy), json.loads(settings), model.model.shape),
     "full": full_model(model, registry),
 }
 spent: defaultdict[tuple[str, str], float] = defaultdict(float)
