@@ -36,6 +36,7 @@ class Stream:
     position: Tensor  # [T] place in its own sequence; never renumbered
     lengths: tuple[int, ...]  # [S] tokens of each sequence, on the host
     bounds: Tensor  # [S + 1] sequence s owns rows bounds[s]:bounds[s + 1]
+    home: Tensor  # [T] sequence of each token
     owner: Tensor  # [T] unit that a token belongs to; −1 for context only ([CLS] in tagging)
     sequence: Tensor  # [U] sequence of each unit, ascending
     place: Tensor  # [U] place of the unit in its sequence
@@ -94,18 +95,16 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
             return column[rows][real]
 
         position = (real.cumsum(dim=1) - 1)[real]
-    sequence_of, bounds = _sequence_of(lengths, device), _bounds(lengths, device)
+    home = torch.repeat_interleave(torch.tensor(lengths, device=device), output_size=sum(lengths))
+    bounds = _bounds(lengths, device)
     words = batch.get("words")
-    units = (
-        _sequences_as_units(sequence_of, bounds, rows)
-        if words is None
-        else _words_as_units(flat(words), sequence_of, rows)
-    )
+    units = _sequences_as_units(home, bounds, rows) if words is None else _words_as_units(flat(words), home, rows)
     stream = Stream(
         hidden=position.new_empty(len(position), 0, dtype=torch.float32),
         position=position,
         lengths=tuple(lengths),
         bounds=bounds,
+        home=home,
         skipped=torch.zeros_like(rows),
         active=None,
         asking=tuple(lengths),
@@ -156,9 +155,9 @@ def units_of(batch: Batch) -> Units:
     return Units(sequence, place, torch.bincount(unit, minlength=len(sequence)))
 
 
-def _sequences_as_units(sequence_of: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Tensor]:
+def _sequences_as_units(home: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Tensor]:
     return {
-        "owner": sequence_of,
+        "owner": home,
         "sequence": torch.arange(len(rows), device=rows.device),
         "place": torch.zeros_like(rows),
         "anchor": bounds[:-1],
@@ -167,14 +166,14 @@ def _sequences_as_units(sequence_of: Tensor, bounds: Tensor, rows: Tensor) -> di
     }
 
 
-def _words_as_units(words: Tensor, sequence_of: Tensor, rows: Tensor) -> dict[str, Tensor]:
+def _words_as_units(words: Tensor, home: Tensor, rows: Tensor) -> dict[str, Tensor]:
     """Number the words of all sequences; the trace counts them sentence by sentence in the batch's own order."""
     previous = torch.cat([words.new_full((1,), -2), words[:-1]])
-    new_sequence = torch.cat([sequence_of.new_ones(1), sequence_of.diff()]) != 0
+    new_sequence = torch.cat([home.new_ones(1), home.diff()]) != 0
     first = (words >= 0) & ((words != previous) | new_sequence)
     owner = torch.where(words >= 0, first.cumsum(0) - 1, -1)
     anchor = first.nonzero().squeeze(1)
-    sequence = sequence_of[anchor]
+    sequence = home[anchor]
     counts = torch.bincount(sequence, minlength=len(rows))
     in_batch_order = torch.zeros_like(counts).index_copy(0, rows, counts)
     starts = in_batch_order.cumsum(0) - in_batch_order
@@ -204,11 +203,12 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
     kept = torch.tensor(keep, device=device)  # [S]
     lengths = [n for n, wanted in zip(stream.lengths, keep, strict=True) if wanted]
     asking = [n for n, wanted in zip(stream.asking, keep, strict=True) if wanted]
-    kept_tokens = kept.repeat_interleave(stream.bounds.diff(), output_size=stream.tokens)
+    kept_tokens = kept[stream.home]
     kept_units = kept[stream.sequence]
     tokens = _rows_where(kept_tokens, sum(lengths))
     units = kept_units.nonzero().squeeze(1)
     owner = stream.owner[tokens]
+    new_sequence = kept.cumsum(0) - 1
     new_unit = kept_units.cumsum(0) - 1
     new_token = kept_tokens.cumsum(0) - 1
     active = stream.active
@@ -219,8 +219,9 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
         position=stream.position[tokens],
         lengths=tuple(lengths),
         bounds=_bounds(lengths, device),
+        home=new_sequence[stream.home[tokens]],
         owner=torch.where(owner >= 0, new_unit[owner], owner),
-        sequence=(kept.cumsum(0) - 1)[stream.sequence[units]],
+        sequence=new_sequence[stream.sequence[units]],
         place=stream.place[units],
         anchor=new_token[stream.anchor[units]],
         row=stream.row[units],
@@ -249,10 +250,9 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
             return None
         part = select(replace(stream, live=live), keep)
         return part.stream, part.units
-    sequence_of = _sequence_of(stream.lengths, live.device)
     waiting = _count(live, stream.sequence, stream.sequences)  # [S]
-    awake = _awake(stream, live, _context(stream, live, sequence_of, context_halts))  # [T]
-    live_units, awake_tokens = torch.stack([waiting, _count(awake, sequence_of, stream.sequences)]).tolist()
+    awake = _awake(stream, live, _context(stream, live, context_halts))  # [T]
+    live_units, awake_tokens = torch.stack([waiting, _count(awake, stream.home, stream.sequences)]).tolist()
     keep = [count > 0 for count in live_units]
     if not any(keep):
         return None
@@ -275,19 +275,18 @@ def resting(stream: Stream, live: Tensor, context_halts: bool = False) -> Stream
     Nothing is dropped: training needs a row of every unit at every exit. So that something always computes, context
     goes on in sequences that `halt` would drop. Reads one small table from the device.
     """
-    sequence_of = _sequence_of(stream.lengths, live.device)
-    done = (_count(live, stream.sequence, stream.sequences) == 0)[sequence_of]
-    awake = _awake(stream, live, done | _context(stream, live, sequence_of, context_halts))  # [T]
-    asking = tuple(_count(awake, sequence_of, stream.sequences).tolist())
+    done = (_count(live, stream.sequence, stream.sequences) == 0)[stream.home]
+    awake = _awake(stream, live, done | _context(stream, live, context_halts))  # [T]
+    asking = tuple(_count(awake, stream.home, stream.sequences).tolist())
     return replace(stream, live=live, active=_rows_where(awake, sum(asking)), asking=asking)
 
 
-def _context(stream: Stream, live: Tensor, sequence_of: Tensor, halts: bool) -> Tensor | bool:
+def _context(stream: Stream, live: Tensor, halts: bool) -> Tensor | bool:
     """Whether tokens of no unit compute: always or, where they halt, [T] until the first unit of theirs has left."""
     if not halts:
         return True
     waiting, everyone = (_count(mask, stream.sequence, stream.sequences) for mask in (live, torch.ones_like(live)))
-    return (waiting == everyone)[sequence_of]
+    return (waiting == everyone)[stream.home]
 
 
 def _awake(stream: Stream, live: Tensor, context: Tensor | bool) -> Tensor:
@@ -299,12 +298,6 @@ def _awake(stream: Stream, live: Tensor, context: Tensor | bool) -> Tensor:
 def _count(mask: Tensor, group: Tensor, groups: int) -> Tensor:
     """How many True there are in each group: [groups]."""
     return torch.zeros(groups, dtype=torch.long, device=mask.device).index_add(0, group, mask.long())
-
-
-def _sequence_of(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """The sequence that each token is part of: [T]."""
-    repeats = torch.tensor(lengths, device=device)
-    return torch.repeat_interleave(repeats, output_size=sum(lengths))
 
 
 def _rows_where(mask: Tensor, count: int) -> Tensor:

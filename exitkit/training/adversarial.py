@@ -45,9 +45,8 @@ class FastGradient:
 def perturbation(gradient: Tensor, stream: Stream, epsilon: float) -> Tensor:
     """ε · g / ‖g‖ in fp32 for packed gradients [T, d], the norm over all tokens of a sequence."""
     gradient = gradient.detach().float()
-    sequence = torch.repeat_interleave(stream.bounds.diff(), output_size=stream.tokens)
     squares = gradient.square().sum(dim=1)
-    norm = squares.new_zeros(stream.sequences).index_add(0, sequence, squares).sqrt()
+    norm = squares.new_zeros(stream.sequences).index_add(0, stream.home, squares).sqrt()
     usable = torch.isfinite(norm) & (norm > 0)
     scale = torch.where(usable, epsilon / norm, 0.0)
-    return torch.where(usable[sequence, None], gradient * scale[sequence, None], 0.0)
+    return torch.where(usable[stream.home, None], gradient * scale[stream.home, None], 0.0)

@@ -120,9 +120,7 @@ class SmartBert(Recipe):
         """Layer and its input, mixed by the gate. The gate is asked once, and noted for the losses."""
         skip = model.probes[POLICY](index + 1, before.hidden, before.bounds)  # [S]
         weight = hardened(skip) if phase == EXITS or progress >= self.soft else skip
-        share = weight.repeat_interleave(before.bounds.diff(), output_size=before.tokens)[:, None].to(
-            after.hidden.dtype
-        )
+        share = weight[before.home][:, None].to(after.hidden.dtype)
         mixed = after.carrying((1 - share) * after.hidden + share * before.hidden)
         below_last = index + 1 < model.shape.layers
         read = after if phase == EXITS and self.exit_states == "published" and below_last else mixed
@@ -169,11 +167,11 @@ class SmartBert(Recipe):
         }
         if share > 0 and len(asked) > 1:
             points = self._token_features(seen)
-            lengths, heat, bounds = notes[0].before.lengths, self.exit_temperature, notes[0].before.bounds
+            lengths, heat, home = notes[0].before.lengths, self.exit_temperature, notes[0].before.home
             pairs = []
             for exit in range(len(asked) - 1):
                 each = contrast(points[exit], points[exit + 1], lengths, heat, own_counts=False)
-                both = (asked[exit] & asked[exit + 1]).repeat_interleave(bounds.diff(), output_size=len(each))
+                both = (asked[exit] & asked[exit + 1])[home]
                 pairs.append(torch.where(both, each, 0.0).sum() / both.sum().clamp(min=1))
             found["contrast"] = share * torch.stack(pairs).mean()
         return found
