@@ -209,7 +209,8 @@ class Walk:
         part = select(stream, who)
         trace.layer(layer, part.stream)
         new = self.model.encoder.layer(layer - 1, part.stream)
-        return stream.carrying(stream.hidden.index_copy(0, part.tokens, new)), who
+        stream.hidden.index_copy_(0, part.tokens, new)  # in place: nobody reads what the layer read any more
+        return stream, who
 
     def read(self, exit: int, stream: Stream, units: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Features and logits of an exit as the policy and the user see them; see `ExitModel.read`."""
