@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from exitkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from exitkit.inside import Inside
+    from exitkit.model import ExitModel
     from exitkit.policy import Shape
     from exitkit.stream import Batch
 
@@ -56,6 +58,19 @@ class Lesson:
     lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in the order of T
 
 
+@dataclass(frozen=True)
+class Students:
+    """What a student may be when only its size is said."""
+
+    config: Callable[[int, int], PreTrainedConfig]  # of so many layers, of a width
+    layers: int  # where nobody says how many
+    most_layers: int  # that a search for a speed-up goes up to
+    width: int  # where nobody says it; a search goes up to it
+    step: int  # a width is a multiple of it
+    why: str  # it must be, as a clause
+    pieces: bool = False  # whether they are smaller models of the teacher's own family, cut out of it
+
+
 class Distiller(Recipe):
     """A frozen dataclass of options: a recipe whose losses find the teacher's side in `seen.lesson`.
 
@@ -66,6 +81,10 @@ class Distiller(Recipe):
     @classmethod
     def refuses(cls, shape: Shape) -> str | None:
         """Why this method cannot teach such a task, as the end of a sentence; None when it can."""
+        return None
+
+    def students(self, teacher: ExitModel) -> Students | None:
+        """The students that this method builds; None = smaller models of the teacher's own family."""
         return None
 
     @abstractmethod

@@ -22,9 +22,9 @@ from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.distillation import fit
 from exitkit.distillation.fit import Fit
-from exitkit.distillation.student import Student, new_student
+from exitkit.distillation.student import Student, new_student, students_of
 from exitkit.distillation.teacher import Teacher, load_teachers
-from exitkit.distiller import Distiller, Reads
+from exitkit.distiller import Distiller, Reads, Students
 from exitkit.errors import UsageError
 from exitkit.measure import Sample
 from exitkit.model import ExitModel
@@ -119,10 +119,11 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
         raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
     weights = class_weights(settings.class_weights, data.train)
     said = _teacher_answers(teachers, data.evaluation, data.task, device)
-    size = _size(settings, partial, teachers[0], data, registry)
+    students = None if settings.student is not None else students_of(method, teachers[0], registry)
+    size = _size(settings, partial, teachers[0], students, data, registry)
     sized = settings if size is None else size.settings(settings)
     set_seed(settings.seed)
-    student = new_student(sized, teachers[0], data.task, _scale(data, said), registry)
+    student = new_student(sized, teachers[0], students, data.task, _scale(data, said), registry)
     plan = _plan(name, method, epochs, settings, student, teachers, registry)
     longest, teachers = _lengths(settings, student, teachers)
     model, tokenizer = student.model.to(device), student.tokenizer
@@ -140,13 +141,18 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
 
 
 def _size(
-    settings: DistillConfig, partial: Path, teacher: Teacher, data: TrainingData, registry: Registry
+    settings: DistillConfig,
+    partial: Path,
+    teacher: Teacher,
+    students: Students | None,
+    data: TrainingData,
+    registry: Registry,
 ) -> Fit | None:
     """What a target makes of the student: measured, or as an interrupted run has it."""
-    if settings.target_speedup is None:
+    if settings.target_speedup is None or students is None:
         return None
     before = fit.read(partial / TRAINING) if settings.resume else None
-    return before or fit.fit(settings, teacher, data.train, data.task, registry)
+    return before or fit.fit(settings, teacher, students, data.train, data.task, registry)
 
 
 def _lengths(settings: DistillConfig, student: Student, teachers: list[Teacher]) -> tuple[int, list[Teacher]]:
