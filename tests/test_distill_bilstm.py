@@ -214,6 +214,9 @@ def test_a_bilstm_is_calibrated_benchmarked_and_asked_like_any_other_student(tra
         plain = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(dim=-1)
     assert [one["label"] for one in given] == [model.config.id2label[number] for number in plain.argmax(-1).tolist()]
     assert [one["score"] for one in given] == pytest.approx(plain.max(dim=-1).values.tolist(), abs=1e-5)
+    cli("cascade", folder, trained, "--output", tmp_path / "cascade")
+    answers = exitkit.load(tmp_path / "cascade").predict(texts, policy={"name": "cascade", "threshold": 0.5})
+    assert [one["label"] for one in answers] == [one["label"] for one in given]
 
 
 def test_a_bilstm_tags_words_and_its_sentences_exit(tagger: Path, tmp_path: Path) -> None:
@@ -357,6 +360,7 @@ BAD: dict[str, tuple[dict, str]] = {
     ),
     "a map of layers": ({"layer_map": "uniform"}, r"--layer-map uniform: method 'bilstm' compares no layers"),
     "no such vector": ({"method": {"name": "bilstm", "vector": "max"}}, r"unknown method.vector 'max'.*cls, mean"),
+    "a vector that is no name": ({"method": {"name": "bilstm", "vector": 3}}, r"unknown method.vector '3'"),
     "no such encoder": (
         {"method": {"name": "bilstm", "sentence_encoder": "./nowhere"}},
         r"method.sentence_encoder ./nowhere: there is no such folder",

@@ -58,7 +58,7 @@ class BiLSTM(ThenAnswers):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.vector not in VECTORS:
-            raise UsageError(one_of("method.vector", self.vector, VECTORS))
+            raise UsageError(one_of("method.vector", str(self.vector), VECTORS))
 
     def students(self, teacher: ExitModel) -> Students:
         """BiLSTMs over the teacher's tokens, two layers as wide as the teacher's if nothing is said."""
