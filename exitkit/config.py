@@ -149,7 +149,7 @@ class DistillConfig(Training):
     unlabelled: Annotated[str | None, flag("More texts, without labels: a file, a folder, a hub dataset.")] = None
     method: Annotated[Chosen, flag("What of the teacher is copied (see 'exitkit methods').")] = Choice(name=["logits"])
     student_layers: Annotated[
-        int | None, Field(ge=1), flag("Layers of the student (default: half of the teacher's).")
+        int | None, Field(ge=1), flag("Layers of the student (default: half of the teacher's, unless the method says).")
     ] = None
     student_width: Annotated[
         int | None, Field(ge=1), flag("Width of the student, whole attention heads (default: the teacher's).")
@@ -162,8 +162,11 @@ class DistillConfig(Training):
         str | None, flag("Instead of a size: a config.json to build the student from, or a model to start from.")
     ] = None
     extract: Annotated[
-        Literal["impt", "rand", "none"] | None,
-        flag("Start from the teacher's own weights: the most important ones, random ones, or none (default: impt)."),
+        Literal["impt", "rand", "tokens", "none"] | None,
+        flag(
+            "Start from the teacher's own weights: the most important ones (impt, the default), random ones (rand), "
+            "token embeddings only (tokens, the default where no more fits), or none."
+        ),
     ] = None
     layer_map: Annotated[
         LayerMap,

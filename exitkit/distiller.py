@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from exitkit.recipe import Recipe
 
 if TYPE_CHECKING:
+    from exitkit.heads import Pooling
     from exitkit.inside import Inside
+    from exitkit.model import ExitModel
     from exitkit.policy import Shape
     from exitkit.stream import Batch
 
@@ -28,10 +31,19 @@ class Reads:
     hidden: tuple[tuple[int, int], ...] = ()  # (layer of the student, layer of the teacher) whose states are compared
     scores: tuple[tuple[int, int], ...] = ()  # likewise for attention scores before the softmax
     vectors: tuple[tuple[int, int], ...] = ()  # likewise for queries, keys and values
+    pooled: tuple[
+        tuple[int, int], ...
+    ] = ()  # likewise for the vectors of units: of whole sequences or, in tagging, words
+    pooling: Pooling = "mean"  # what the teacher's are of a unit's states; the student's are what its last head reads
 
     @property
     def inside(self) -> bool:
-        """Whether they look into the teacher, token by token."""
+        """Whether they look into the teacher."""
+        return bool(self.pooled or self.tokenwise)
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether they look into it token by token, so that the student must have the same tokens."""
         return bool(self.hidden or self.attention)
 
     @property
@@ -54,6 +66,20 @@ class Lesson:
     scores: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [P, H], teacher's [P, H']), P pairs of tokens
     vectors: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, 3, d], teacher's [T, 3, d'])
     lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in the order of T
+    pooled: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [U', d], teacher's [U', d']) of units that both see
+
+
+@dataclass(frozen=True)
+class Students:
+    """What a student may be when only its size is said."""
+
+    config: Callable[[int, int], PreTrainedConfig]  # of so many layers, of a width
+    layers: int  # where nobody says how many
+    most_layers: int  # that a search for a speed-up goes up to
+    width: int  # where nobody says it; a search goes up to it
+    step: int  # a width is a multiple of it
+    why: str  # it must be, as a clause
+    pieces: bool = False  # whether they are smaller models of the teacher's own family, cut out of it
 
 
 class Distiller(Recipe):
@@ -63,17 +89,30 @@ class Distiller(Recipe):
     has one where only some have.
     """
 
+    looks_into: ClassVar[str | None] = None
+    """Name of the option that holds the model to look into, a folder or hub id; without one, or empty, the teacher."""
+
     @classmethod
     def refuses(cls, shape: Shape) -> str | None:
         """Why this method cannot teach such a task, as the end of a sentence; None when it can."""
         return None
 
+    def students(self, teacher: ExitModel) -> Students | None:
+        """The students that this method builds; None = smaller models of the teacher's own family."""
+        return None
+
     @abstractmethod
     def reads(self, phase: str, student: Shape, teacher: Shape) -> Reads:
-        """What the losses of a phase look at. Raises UsageError for options that do not fit these two models."""
+        """What the losses of a phase look at; `teacher` is the model that is looked into.
+
+        Raises UsageError for options that do not fit these two models.
+        """
 
     def scaffold(self, student: Shape, teacher: Shape) -> Mapping[str, nn.Module]:
-        """Modules that only training needs. They stand in `model.scaffold` and `model.parts()["scaffold"]`."""
+        """Modules that only training needs; arguments as for `reads`.
+
+        They stand in `model.scaffold` and `model.parts()["scaffold"]`.
+        """
         return {}
 
 

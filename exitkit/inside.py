@@ -10,29 +10,39 @@ from torch import Tensor
 from exitkit.attention import scores
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
+from exitkit.heads import Pooling, pool
 from exitkit.stream import Stream
 
 
 class Inside:
     """Writes down what is inside some layers. Its methods are the hooks of `loop.full_pass`.
 
-    Everything is in packed order, without padding, and keeps its gradient.
+    Everything is without padding and keeps its gradient; tokens are in packed order, units in that of the batch.
 
     Args:
         encoder: of the model that runs.
         hidden: layers (from 1) whose states are written down; 0 is what the first layer reads.
         scores: layers whose attention scores before the softmax are.
         vectors: layers whose queries, keys and values are.
+        pooled: layers whose states are, unit by unit, as an exit there would read them.
+        pooling: what of a unit's states that is; None = what the stock head reads.
     """
 
     def __init__(
-        self, encoder: Encoder, hidden: Collection[int], scores: Collection[int], vectors: Collection[int] = ()
+        self,
+        encoder: Encoder,
+        hidden: Collection[int],
+        scores: Collection[int],
+        vectors: Collection[int] = (),
+        pooled: Collection[int] = (),
+        pooling: Pooling | None = None,
     ) -> None:
-        self.encoder = encoder
+        self.encoder, self.pooling = encoder, pooling
         self.lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in packed order
         self.hidden: dict[int, Tensor | None] = dict.fromkeys(hidden)  # [T, d]
         self.scores: dict[int, Tensor | None] = dict.fromkeys(scores)  # [P, H]
         self.vectors: dict[int, Tensor | None] = dict.fromkeys(vectors)  # [T, 3, d]
+        self.pooled: dict[int, Tensor | None] = dict.fromkeys(pooled)  # [U, d]
 
     def embedded(self, stream: Stream) -> Stream:
         """Before the first layer."""
@@ -53,7 +63,17 @@ class Inside:
                 self.vectors[index + 1] = torch.stack([part.flatten(1) for part in parts], dim=1)
         if index + 1 in self.hidden:
             self.hidden[index + 1] = after.hidden
+        if index + 1 in self.pooled:
+            self.pooled[index + 1] = self._pool(after)
         return after
+
+    def _pool(self, stream: Stream) -> Tensor:
+        finished = self.encoder.finished(stream)
+        if self.pooling is None:
+            read = self.encoder.pooled(finished)
+        else:
+            read = pool(finished, self.pooling, "tagging" if self.encoder.tags_words else "")
+        return read[stream.row.argsort()]
 
     def states(self, layer: int) -> Tensor:
         """The states after a layer: [T, d]."""
@@ -66,6 +86,10 @@ class Inside:
     def attended(self, layer: int) -> Tensor:
         """Queries, keys and values of a layer side by side: [T, 3, d]."""
         return _there(self.vectors[layer])
+
+    def of_units(self, layer: int) -> Tensor:
+        """The pooled states of a layer: [U, d]."""
+        return _there(self.pooled[layer])
 
 
 def _there(found: Tensor | None) -> Tensor:

@@ -92,7 +92,7 @@ class ExitModel(Exits):
             width=self.encoder.width,
             task=self.task,
             scale=scale,
-            words_halt=encoder.native,
+            words_halt=encoder.words_halt,
         )
         dropout = head_dropout(stock)
         self.heads = nn.ModuleList(ExitHead(self.encoder.width, labels, pooling, dropout) for _ in self.exits[:-1])

@@ -37,7 +37,8 @@ def write(folder: Path, card: Card, metrics: Mapping[str, Any], policies: Mappin
     file = folder / README
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         return
-    artifact.write_text(file, text(folder.name.removesuffix(".partial"), card, metrics, policies))
+    name, code = folder.name.removesuffix(".partial"), _brings_code(folder / "config.json")
+    artifact.write_text(file, text(name, card, metrics, policies, code))
 
 
 def refresh(folder: Path) -> None:
@@ -53,8 +54,10 @@ def refresh(folder: Path) -> None:
         log.warning("%s is damaged (%s): the model card is left as it was", file, error)
 
 
-def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> str:
-    """The card."""
+def text(
+    name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any], brings_code: bool = False
+) -> str:
+    """The card. A model `brings_code` where transformers does not know its family and loads it with code beside it."""
     origins = [str(name) for name in card.recipe.get("teachers", [card.recipe.get("model", "")]) if name]
     source = str(card.data["source"])
     front: dict[str, Any] = {
@@ -77,8 +80,15 @@ def text(name: str, card: Card, metrics: Mapping[str, Any], policies: Mapping[st
     front["model-index"] = [{"name": name, "results": [result]}]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()
     return "\n".join(
-        ["---", head, "---", MARK, "", f"# {name}", "", *_body(name, card, origins, metrics, policies), ""]
+        ["---", head, "---", MARK, "", f"# {name}", "", *_body(name, card, origins, metrics, policies, brings_code), ""]
     )
+
+
+def _brings_code(config: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def _pipeline(card: Card) -> str:
@@ -117,8 +127,14 @@ def _exits(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _body(
-    name: str, card: Card, origins: Sequence[str], metrics: Mapping[str, Any], policies: Mapping[str, Any]
+    name: str,
+    card: Card,
+    origins: Sequence[str],
+    metrics: Mapping[str, Any],
+    policies: Mapping[str, Any],
+    brings_code: bool,
 ) -> list[str]:
+    trusted = ", trust_remote_code=True" if brings_code else ""
     labels = f" Labels: {', '.join(card.labels)}." if card.labels else ""
     count = f"{len(card.exits)} exit{'s' if len(card.exits) > 1 else ''}"
     lines = [
@@ -135,12 +151,13 @@ def _body(
         'model.predict(["a text"], speedup=2)' if policies else 'model.predict(["a text"])',
         "```",
         "",
-        "As a plain transformers model, which runs every layer:",
+        "As a plain transformers model, which runs every layer"
+        + (" (with the code of its family, which lies in the folder):" if brings_code else ":"),
         "",
         "```python",
         "from transformers import pipeline",
         "",
-        f'pipeline("{_pipeline(card)}", "{name}")("a text")',
+        f'pipeline("{_pipeline(card)}", "{name}"{trusted})("a text")',
         "```",
         "",
         "## Exits",

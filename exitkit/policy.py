@@ -33,7 +33,7 @@ class Shape:
     width: int  # d
     task: str  # "classification", "multi-label", "regression" or "tagging"
     scale: float = 1.0  # in regression the standard deviation of the training labels
-    words_halt: bool = True  # False: the family's layers are stock ones, which cannot compute some words only
+    words_halt: bool = True  # False: the family's layers cannot compute some words only
     starts: tuple[int, ...] = (0,)  # layers below each complete model: (0,), but in a cascade one per model
 
 

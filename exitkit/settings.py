@@ -85,9 +85,8 @@ def check(name: str, policy: type[ExitPolicy], shape: Shape) -> None:
         raise UsageError(f"policy '{name}' does not work for {shape.task}: {reason}.")
     if shape.task == "tagging" and not (policy.together or shape.words_halt):
         raise UsageError(
-            f"policy '{name}' lets words leave one by one, but this model's family runs stock layers on padded "
-            "batches, where words cannot halt ('exitkit families' says which can). Use a policy whose sentences leave "
-            "as a whole."
+            f"policy '{name}' lets words leave one by one, but layers of this model's family compute sentences as a "
+            "whole ('exitkit families' says whose words can halt). Use a policy whose sentences leave as a whole."
         )
     if len(shape.starts) > 1 and (has_gates(policy) or policy.rewrites or asks_probe(policy)):
         what = "asks a probe" if asks_probe(policy) else "changes states"

@@ -83,6 +83,8 @@ FAMILIES: dict[str, dict] = {
         **QUIET,
     },
     "mpnet": {"model_type": "mpnet", "pad_token_id": 1, **QUIET},
+    "bilstm": {"model_type": "exitkit-bilstm", "embedding_size": 32, **QUIET},
+    "bilstm with narrow embeddings": {"model_type": "exitkit-bilstm", "embedding_size": 16, "pad_token_id": 1, **QUIET},
     "modernbert": {"model_type": "modernbert", "local_attention": 8, "pad_token_id": 0, "classifier_pooling": "cls"},
     "modernbert pooled by mean": {
         "model_type": "modernbert",

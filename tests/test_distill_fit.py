@@ -15,6 +15,8 @@ from exitkit.clock import Times
 from exitkit.config import DistillConfig
 from exitkit.data.sources import read
 from exitkit.distillation import fit
+from exitkit.distillation.methods.logits import Logits
+from exitkit.distillation.student import students_of
 from exitkit.distillation.teacher import Teacher, load_teachers
 from exitkit.errors import UsageError
 from exitkit.plugins import installed
@@ -53,7 +55,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def fitted(teacher: Teacher, **given: object) -> fit.Fit:
     settings = config.parse(DistillConfig, given)
-    return fit.fit(settings, teacher, read("demo:reviews", "train[:70]"), teacher.task, REGISTRY)
+    students = students_of(Logits(), teacher, REGISTRY)
+    return fit.fit(settings, teacher, students, read("demo:reviews", "train[:70]"), teacher.task, REGISTRY)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from exitkit.settings import schedule
 from exitkit.trace import Trace
 
 PADDED = ("deberta", "deberta-v2 with a convolution", "deberta-v3", "mpnet")
-NEW = ("albert", "albert with two groups of two", *PADDED)
+WHOLE = (*PADDED, "bilstm")
+NEW = ("albert", "albert with two groups of two", "bilstm with narrow embeddings", *PADDED)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def test_batch_size_order_and_padding_change_nothing_in_any_family(family: str) 
         assert torch.allclose(other.logits, same.logits[rows_of], atol=1e-4)
 
 
-@pytest.mark.parametrize("family", PADDED)
+@pytest.mark.parametrize("family", WHOLE)
 def test_words_that_leave_one_by_one_are_refused_where_they_cannot_halt(family: str) -> None:
     model = with_exits(stock(family, tags=True))
     with pytest.raises(UsageError, match=r"policy 'entropy' lets words leave one by one.*exitkit families"):
@@ -80,6 +81,7 @@ def test_words_that_leave_one_by_one_are_refused_where_they_cannot_halt(family: 
         ("deberta", 2048, 2048 + 3072, 64 * 3),
         ("deberta-v3", 2048 + 12 * 32, 2048 + 3072 + 12 * 32, 64),
         ("mpnet", 2048, 2048 + 3072, 64),
+        ("bilstm with narrow embeddings", 2 * 4 * 16 * (32 + 16), 0, 0),  # directions, gates, units, input and state
     ],
 )
 def test_multiply_adds_of_a_layer_by_hand(family: str, key: int, query: int, pair: int) -> None:
@@ -118,3 +120,4 @@ def test_families_says_what_each_can_do() -> None:
         "words_can_halt": False,
         "students_cut": False,
     }
+    assert (by_name["exitkit-bilstm"]["how"], by_name["exitkit-bilstm"]["words_can_halt"]) == ("native", False)

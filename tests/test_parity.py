@@ -11,7 +11,7 @@ from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.mpnet import modeling_mpnet
 
 from exitkit import attention, stream
-from exitkit.encoders import albert, bert, modernbert, padded
+from exitkit.encoders import albert, bert, bilstm, modernbert, padded
 from exitkit.errors import UsageError
 from exitkit.loop import every_exit
 from exitkit.plugins import installed
@@ -215,6 +215,11 @@ def no_position_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def shorter_sequences_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bilstm.steps
+    monkeypatch.setattr(bilstm, "steps", lambda place, rank, count: right(place, count - 1 - rank, count))
+
+
 BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("bert", wrong_scale),
     ("bert", swapped),
@@ -233,6 +238,7 @@ BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("deberta-v2 with a convolution", padding_that_is_not_empty),
     ("deberta-v3", no_padding_mask),
     ("mpnet", no_padding_mask),
+    ("bilstm", shorter_sequences_first),
 ]
 
 OURS_ONLY: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [

@@ -67,7 +67,7 @@ def families(json: Json = False, debug: Debug = False) -> None:
             "how": "native" if encoder.native else "padded adapter",
             "sentences_exit": True,
             "layers_skip": True,
-            "words_can_halt": encoder.native,
+            "words_can_halt": encoder.words_halt,
             "students_cut": encoder.cuts,
         },
     )

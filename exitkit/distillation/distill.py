@@ -144,6 +144,7 @@ def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Le
         settings.cache or folder / KEPT,
         notation.bytes_of(settings.cache_size),
         job.device,
+        work.inner,
     )
     spent = run_phases(replace(job, tutor=lessons), work.plan.phases, folder)
     exits = score_exits(student.model, work.sample, work.metric, work.said)
@@ -208,6 +209,7 @@ def _did(work: Work, lessons: Lessons) -> dict[str, Any]:
                 "hidden": [list(pair) for pair in plan.reads[phase.name].hidden],
                 "scores": [list(pair) for pair in plan.reads[phase.name].scores],
                 "vectors": [list(pair) for pair in plan.reads[phase.name].vectors],
+                "pooled": [list(pair) for pair in plan.reads[phase.name].pooled],
                 "cached": lessons.told(phase.name),
             }
             for phase in plan.phases

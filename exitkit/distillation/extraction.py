@@ -24,8 +24,8 @@ class Size:
 
     layers: int
     width: int  # d
-    heads: int  # H
-    inner: int  # units of the feed-forward
+    heads: int  # H; 0 in a family without attention
+    inner: int  # units of the feed-forward; 0 in a family without
 
     def as_dict(self) -> dict[str, int]:
         """Plain values."""
@@ -56,8 +56,8 @@ def size_of(config: PreTrainedConfig, encoder: type[Encoder]) -> Size:
     return Size(
         layers=int(config.num_hidden_layers),
         width=int(config.hidden_size),
-        heads=int(config.num_attention_heads),
-        inner=int(getattr(config, encoder.inner_name)),
+        heads=int(getattr(config, "num_attention_heads", 0)),
+        inner=int(getattr(config, encoder.inner_name, 0)),
     )
 
 

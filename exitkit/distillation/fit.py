@@ -19,8 +19,9 @@ from exitkit.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows
 from exitkit.distillation.extraction import misfit
-from exitkit.distillation.student import bare, resized
+from exitkit.distillation.student import NONE, TOKENS, bare, resized
 from exitkit.distillation.teacher import Teacher
+from exitkit.distiller import Students
 from exitkit.errors import UsageError
 from exitkit.loop import run
 from exitkit.model import ExitModel
@@ -37,6 +38,7 @@ BATCH = 32
 MOST_BATCHES = 16
 ROUNDS = 3
 LEAST_LAYERS = 2
+MOST_WIDTHS = 16
 MOST_TRIES = 5
 
 
@@ -80,32 +82,35 @@ def read(folder: Path) -> Fit | None:
         return None
 
 
-def fit(settings: DistillConfig, teacher: Teacher, rows: Rows, task: Task, registry: Registry) -> Fit:
+def fit(
+    settings: DistillConfig, teacher: Teacher, students: Students, rows: Rows, task: Task, registry: Registry
+) -> Fit:
     """The largest student that is as much faster than its teacher as `settings.target_speedup` says.
 
-    It keeps the teacher's width and as many layers as fit into the time. If fewer than two do, it gets the largest
-    width at which two or more fit. What is given of --student-layers and --student-width stays. The choice comes from a
-    measured table of layer times and is confirmed on the clock; where that says less, smaller ones are tried, by what
-    the table promises times what the clock made of it.
+    It keeps its usual width, the teacher's, and as many layers as fit into the time. If fewer than two do, it gets the
+    largest width at which two or more fit. What is given of --student-layers and --student-width stays. The choice
+    comes from a measured table of layer times and is confirmed on the clock; where that says less, smaller ones are
+    tried, by what the table promises times what the clock made of it.
 
     Args:
         settings: with a target, and without a student that has a size of its own.
-        teacher: whose family the student is of.
+        teacher: that it is measured against.
+        students: what a student of some size is.
         rows: to measure on; at most 512 are.
         task: what the student answers.
         registry: knows the families.
 
     Raises:
-        UsageError: nothing that small can be built, or nothing can be cut out of the teacher's family.
+        UsageError: nothing that small can be built.
     """
     target = settings.target_speedup
     assert target is not None
     timed = _timed(rows, teacher, settings.seed)
-    clock_ = _Clock(settings, teacher, timed, task, registry)
-    theirs, per_head = teacher.model.shape, _per_head(teacher)
-    fewest = settings.student_layers or min(LEAST_LAYERS, theirs.layers)
-    most = settings.student_layers or theirs.layers
-    widths = [settings.student_width] if settings.student_width else range(theirs.width, 0, -per_head)
+    clock_ = _Clock(settings, teacher, students, timed, task, registry)
+    fewest = settings.student_layers or min(LEAST_LAYERS, students.most_layers)
+    most = settings.student_layers or students.most_layers
+    step = students.step * -(-students.width // (students.step * MOST_WIDTHS))
+    widths = [settings.student_width] if settings.student_width else range(students.width, 0, -step)
     pace, tried = 1.0, []  # what the clock says ÷ what the table promises
     for width in widths:
         if clock_.unfit(width):
@@ -144,14 +149,22 @@ class _Clock:
     """Tells how much faster than the teacher a student of some size is."""
 
     def __init__(
-        self, settings: DistillConfig, teacher: Teacher, timed: list[Batch], task: Task, registry: Registry
+        self,
+        settings: DistillConfig,
+        teacher: Teacher,
+        students: Students,
+        timed: list[Batch],
+        task: Task,
+        registry: Registry,
     ) -> None:
-        self.settings, self.teacher, self.timed, self.task, self.registry = settings, teacher, timed, task, registry
+        self.settings, self.teacher, self.students = settings, teacher, students
+        self.timed, self.task, self.registry = timed, task, registry
         self.sequences = np.array([float(batch["input_ids"].shape[0]) for batch in timed])
         self.tokens = np.array([float(batch["attention_mask"].sum()) for batch in timed])
         theirs = teacher.model.shape
-        self.tables = {theirs.width: layer_time.measure(teacher.model, timed, BATCH)}
-        self.full = self._seconds(self.tables[theirs.width], theirs.layers)
+        table = layer_time.measure(teacher.model, timed, BATCH)
+        self.tables = {theirs.width: table} if students.pieces else {}
+        self.full = self._seconds(table, theirs.layers)
 
     def predicted(self, layers: int, width: int) -> float:
         """From the table of a width, which is measured once, on a student of one layer."""
@@ -161,7 +174,9 @@ class _Clock:
 
     def unfit(self, width: int) -> bool:
         """Whether no student of this width can be cut out of the teacher, where it is to be."""
-        return self.settings.extract != "none" and misfit(self._bare(1, width), self.teacher.model) is not None
+        if not self.students.pieces or self.settings.extract in (TOKENS, NONE):
+            return False
+        return misfit(self._bare(1, width), self.teacher.model) is not None
 
     def measured(self, target: float, layers: int, width: int) -> Fit:
         """In turn with the teacher, on the same batches."""
@@ -177,8 +192,8 @@ class _Clock:
 
     def _bare(self, layers: int, width: int) -> ExitModel:
         sized = self.settings.model_copy(update={"student_layers": layers, "student_width": width})
-        config = resized(sized, self.teacher, self.registry)
-        return bare(config, type(self.teacher.model.encoder), self.task).to(self.teacher.model.device)
+        config = resized(sized, self.students)
+        return bare(config, self.registry.encoder(config.model_type), self.task).to(self.teacher.model.device)
 
     def _runner(self, model: ExitModel) -> clock.Runner:
         plan = schedule("fixed", self.registry.policy("fixed"), {"exit": model.shape.exits}, model.shape)
@@ -194,7 +209,3 @@ def _timed(rows: Rows, teacher: Teacher, seed: int) -> list[Batch]:
     encoded = encode(unlabelled, teacher.tokenizer, teacher.max_length, isinstance(teacher.task, Tagging))
     made = batches(encoded, teacher.tokenizer, min(BATCH, len(chosen)))
     return [{name: tensor.to(teacher.model.device) for name, tensor in batch.items()} for batch in made]
-
-
-def _per_head(teacher: Teacher) -> int:
-    return teacher.model.shape.width // int(teacher.model.stock.config.num_attention_heads)

@@ -79,6 +79,16 @@ def hidden_loss(student: Tensor, teacher: Tensor, projection: nn.Module | None) 
     return mse_loss(student, teacher.float())
 
 
+def units_loss(student: Tensor, teacher: Tensor, projection: nn.Module) -> Tensor:
+    """Mean squared difference of the vectors of units, [U, d] projected and [U, d']; 0 where there is no unit.
+
+    2004.03097, where the squares of a vector's features are added up; here they are averaged, so that the width of the
+    teacher does not change the size of the loss.
+    """
+    difference: Tensor = projection(student.float()) - teacher.float()  # losses stand outside of autocast
+    return difference.square().sum() / max(1, difference.numel())
+
+
 def scores_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of attention scores before the softmax, [P, H] and [P, H'], over pairs of real tokens.
 

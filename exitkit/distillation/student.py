@@ -24,6 +24,7 @@ from exitkit.data.sources import Rows
 from exitkit.distillation.extraction import Size, all_of, choose, extract, importance, misfit, size_of, why_not
 from exitkit.distillation.layer_map import evenly
 from exitkit.distillation.teacher import Teacher
+from exitkit.distiller import Distiller, Students
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import choose_pooling
@@ -36,6 +37,8 @@ from exitkit.training.start import starting_model
 
 log = logging.getLogger("exitkit")
 
+TOKENS, NONE = "tokens", "none"  # ways to start that cut nothing out of the teacher
+
 MOST_JUDGED = 2000
 """Rows that parts of the teacher are judged on."""
 
@@ -46,37 +49,92 @@ class Student:
 
     model: ExitModel
     tokenizer: PreTrainedTokenizerBase
-    extract: str  # "impt", "rand" or "none": what is still to be written into it
+    extract: str  # "impt", "rand", TOKENS or NONE: what is still to be written into it
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether it is cut out of its teacher."""
+        return self.extract not in (TOKENS, NONE)
 
 
-def new_student(settings: DistillConfig, teacher: Teacher, task: Task, scale: float, registry: Registry) -> Student:
+def students_of(method: Distiller, teacher: Teacher, registry: Registry) -> Students:
+    """The students that a method builds or, where it builds none, smaller models of the teacher's family.
+
+    Of the latter, half of the layers and all of the width is what they have if nothing is said. Raises UsageError: a
+    family that nothing can be cut out of.
+    """
+    built = method.students(teacher.model)
+    if built is not None:
+        return built
+    encoder = teacher.model.encoder
+    _can_cut(type(encoder), teacher, registry)
+    theirs = size_of(teacher.model.stock.config, type(encoder))
+    per_head = theirs.width // theirs.heads
+
+    def config(layers: int, width: int) -> PreTrainedConfig:
+        inner = max(1, round(theirs.inner * width / theirs.width))
+        return encoder.resized(layers, width, width // per_head, inner)
+
+    return Students(
+        config=config,
+        layers=-(-theirs.layers // 2),
+        most_layers=theirs.layers,
+        width=theirs.width,
+        step=per_head,
+        why=f"the teacher's attention heads have {per_head} features, and a student has whole heads",
+        pieces=True,
+    )
+
+
+def new_student(
+    settings: DistillConfig,
+    teacher: Teacher,
+    students: Students | None,
+    task: Task,
+    scale: float,
+    registry: Registry,
+) -> Student:
     """Build the student that a configuration asks for; see `start` for its weights.
+
+    Args:
+        settings: of the run.
+        teacher: that it may be cut out of.
+        students: what a student of a size is; None where `settings.student` says what it is.
+        task: what it answers.
+        scale: in regression, the standard deviation of the training labels.
+        registry: knows the families.
 
     Raises UsageError: a size that cannot be had, or a family that nothing can be cut out of.
     """
+    source = settings.student
     pooling = teacher.whole.pooling if settings.pooling == "auto" else choose_pooling(settings.pooling, task.kind)
     exits = [] if settings.no_exits else settings.exits
-    if settings.student is not None and not _is_config(Path(settings.student)):
-        if settings.extract not in (None, "none"):
+    if source is not None and not _is_config(Path(source)):
+        if settings.extract not in (None, NONE):
             raise UsageError(
                 f"--extract {settings.extract}: the student {settings.student} has weights of its own. Leave it out, "
                 "or give a config.json as --student."
             )
-        begun = starting_model(settings.student, task, exits, pooling, registry, scale, "--student")
-        return Student(begun.model, begun.tokenizer, "none")
-    source = settings.student
-    config = resized(settings, teacher, registry) if source is None else _config(Path(source))
+        begun = starting_model(source, task, exits, pooling, registry, scale, "--student")
+        return Student(begun.model, begun.tokenizer, NONE)
+    if students is not None:
+        config = resized(settings, students)
+    else:
+        assert source is not None
+        config = _config(Path(source))
     encoder = registry.encoder(config.model_type)
-    how = _extraction(settings, config, encoder, teacher, registry)
     stock = _random(config, task)
+    how = _extraction(settings, stock, students, encoder, teacher, registry)
     every = range(1, len(encoder(stock).blocks) + 1)
-    model = ExitModel(stock, encoder, every if exits is None else exits, pooling, scale)
-    why = None if how == "none" else misfit(model, teacher.model)
+    student = Student(
+        ExitModel(stock, encoder, every if exits is None else exits, pooling, scale), teacher.tokenizer, how
+    )
+    why = misfit(student.model, teacher.model) if student.is_piece else None
     if why is not None:
         raise UsageError(
             f"the student cannot be cut out of the teacher: {why} Or start from random weights: --extract none."
         )
-    return Student(model, teacher.tokenizer, how)
+    return student
 
 
 def bare(config: PreTrainedConfig, encoder: type[Encoder], task: Task) -> ExitModel:
@@ -91,10 +149,13 @@ def _random(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
 
 
 def start(student: Student, teacher: Teacher, rows: Rows, task: Task, seed: int) -> None:
-    """Write the piece of the teacher into the student, if it starts as one."""
-    if student.extract == "none":
-        return
+    """Write what the student starts with of its teacher into it."""
     model, whole = student.model, teacher.whole
+    if student.extract == TOKENS:
+        with torch.no_grad():
+            _table(model.stock).copy_(_table(whole.stock))
+    if not student.is_piece:
+        return
     ours = size_of(model.stock.config, type(model.encoder))
     theirs = size_of(whole.stock.config, type(whole.encoder))
     scores = None
@@ -115,21 +176,12 @@ def _judged(rows: Rows, teacher: Teacher) -> Iterator[tuple[Batch, Tensor | None
             advance(len(on_device["input_ids"]))
 
 
-def resized(settings: DistillConfig, teacher: Teacher, registry: Registry) -> PreTrainedConfig:
-    """The teacher's config in the size asked for: half its layers and all of its width, if nothing is said."""
-    encoder = teacher.model.encoder
-    _can_cut(type(encoder), teacher, registry)
-    theirs = size_of(teacher.model.stock.config, type(encoder))
-    width = settings.student_width or theirs.width
-    per_head = theirs.width // theirs.heads
-    if width % per_head:
-        raise UsageError(
-            f"--student-width {width}: the teacher's attention heads have {per_head} features, and a student has whole "
-            f"heads. Use a multiple of {per_head}."
-        )
-    layers = settings.student_layers or -(-theirs.layers // 2)
-    inner = max(1, round(theirs.inner * width / theirs.width))
-    return encoder.resized(layers, width, width // per_head, inner)
+def resized(settings: DistillConfig, students: Students) -> PreTrainedConfig:
+    """The config of a student of the size asked for. Raises UsageError: no student has such a width."""
+    width = settings.student_width or students.width
+    if width % students.step:
+        raise UsageError(f"--student-width {width}: {students.why}. Use a multiple of {students.step}.")
+    return students.config(settings.student_layers or students.layers, width)
 
 
 def _can_cut(encoder: type[Encoder], teacher: Teacher, registry: Registry) -> None:
@@ -143,28 +195,59 @@ def _can_cut(encoder: type[Encoder], teacher: Teacher, registry: Registry) -> No
 
 
 def _extraction(
-    settings: DistillConfig, config: PreTrainedConfig, encoder: type[Encoder], teacher: Teacher, registry: Registry
+    settings: DistillConfig,
+    stock: PreTrainedModel,
+    students: Students | None,
+    encoder: type[Encoder],
+    teacher: Teacher,
+    registry: Registry,
 ) -> str:
-    """How the student starts. Raises UsageError: as a piece of the teacher, which it cannot be."""
-    if settings.extract == "none":
-        return "none"
-    theirs = teacher.model.stock.config
-    if config.model_type != theirs.model_type:
-        why: str | None = f"the student is '{config.model_type}' and the teacher '{theirs.model_type}'."
-    else:
-        _can_cut(encoder, teacher, registry)
-        why = why_not(size_of(config, encoder), size_of(theirs, encoder))
+    """How the student starts. Raises UsageError: with something of the teacher that does not fit."""
+    ours, theirs = (list(_table(one).shape) for one in (stock, teacher.model.stock))
+    if settings.extract == TOKENS and ours != theirs:
+        raise UsageError(
+            f"--extract tokens: the student's table of token embeddings is {ours}, and the teacher's {theirs}. Give "
+            "the student one of that size, or start from random weights: --extract none."
+        )
+    if settings.extract in (TOKENS, NONE):
+        return settings.extract
+    why = _no_piece(stock.config, students, encoder, teacher, registry)
     if why is None:
         return settings.extract or "impt"
-    if settings.student is not None and settings.extract is None:
-        log.warning("the student starts from random weights: %s", why)
-        return "none"
+    if settings.extract is None and not (students is not None and students.pieces):
+        how = TOKENS if ours == theirs else NONE
+        if students is None:
+            but = ", but for its teacher's token embeddings" if how == TOKENS else ""
+            log.warning("the student starts from random weights%s: %s", but, why)
+        return how
     said = [
         f"--{name.replace('_', '-')} {value}"
         for name in ("student_layers", "student_width", "student", "extract")
         if (value := getattr(settings, name)) is not None
     ]
-    raise UsageError(f"{' '.join(said)}: {why} Or start from random weights: --extract none.")
+    raise UsageError(
+        f"{' '.join(said)}: {why} Or start with its token embeddings alone, --extract tokens, or from random weights, "
+        "--extract none."
+    )
+
+
+def _no_piece(
+    config: PreTrainedConfig, students: Students | None, encoder: type[Encoder], teacher: Teacher, registry: Registry
+) -> str | None:
+    """Why a student is no piece of its teacher, as a sentence; None when it can be one."""
+    theirs = teacher.model.stock.config
+    if students is not None and not students.pieces:
+        return f"this method builds students of the family '{config.model_type}', which are no pieces of their teacher."
+    if config.model_type != theirs.model_type:
+        return f"the student is '{config.model_type}' and the teacher '{theirs.model_type}'."
+    _can_cut(encoder, teacher, registry)
+    return why_not(size_of(config, encoder), size_of(theirs, encoder))
+
+
+def _table(stock: PreTrainedModel) -> Tensor:
+    """Token embeddings [V, d]."""
+    table: Tensor = stock.get_input_embeddings().weight
+    return table
 
 
 def _for_task(config: PreTrainedConfig, task: Task) -> PreTrainedConfig:
@@ -203,6 +286,6 @@ def told(student: Student, teacher: Teacher) -> dict[str, object]:
         "parameters": sum(p.numel() for p in model.stock.parameters()),
         "extract": student.extract,
     }
-    if student.extract != "none":
+    if student.is_piece:
         found["from_layers"] = list(evenly(sizes.layers, teacher.model.shape.layers))
     return found

@@ -22,7 +22,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import quiet
 from exitkit.stream import Batch
 from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task, task
-from exitkit.training.start import check_weights, classes_of, open_checkpoint
+from exitkit.training.start import check_weights, classes_of, open_checkpoint, starting_model
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,31 @@ def load_teachers(
         raise UsageError(f"--teacher: the same one is named twice: {', '.join(sources)}.")
     teachers = [_load(source, registry, device, max_length) for source in sources]
     return [teachers[0], *(_in_order(teacher, teachers[0]) for teacher in teachers[1:])]
+
+
+def load_encoder(
+    source: str, what: Task, registry: Registry, device: torch.device, max_length: int | None, option: str
+) -> Teacher:
+    """A model in fp32 that is looked into and answers nothing, whatever it was trained for: its head is all zeros.
+
+    Args:
+        source: folder or id.
+        what: the task, which says what units are.
+        registry: knows the encoder families.
+        device: where it runs.
+        max_length: tokens per row, or None for all that it can take.
+        option: what `source` was given with.
+
+    Raises:
+        UsageError: no such model, or an unknown family.
+        ExitkitError: weights that cannot be read, or that hold NaN.
+    """
+    begun = starting_model(source, what, [], "mean", registry, option=option)
+    model = begun.model.to(device).eval().requires_grad_(False)
+    for parameter in model.parts()["heads"]:
+        parameter.zero_()
+    longest = limit(begun.tokenizer, model.stock.config, max_length)
+    return Teacher(source, model, model, begun.tokenizer, what, longest)
 
 
 def _load(source: str, registry: Registry, device: torch.device, max_length: int | None) -> Teacher:

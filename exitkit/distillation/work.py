@@ -22,9 +22,9 @@ from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.distillation import fit
 from exitkit.distillation.fit import Fit
-from exitkit.distillation.student import Student, new_student
-from exitkit.distillation.teacher import Teacher, load_teachers
-from exitkit.distiller import Distiller, Reads
+from exitkit.distillation.student import Student, new_student, students_of
+from exitkit.distillation.teacher import Teacher, load_encoder, load_teachers
+from exitkit.distiller import Distiller, Reads, Students
 from exitkit.errors import UsageError
 from exitkit.measure import Sample
 from exitkit.model import ExitModel
@@ -53,9 +53,9 @@ class Plan:
     reads: dict[str, Reads]  # by phase
 
     @property
-    def inside(self) -> bool:
-        """Whether any phase looks into the teacher, token by token."""
-        return any(of_phase.inside for of_phase in self.reads.values())
+    def tokenwise(self) -> bool:
+        """Whether any phase looks into the teacher token by token."""
+        return any(of_phase.tokenwise for of_phase in self.reads.values())
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Work:
     metric: str
     said: Answers  # the teachers' of the rows that exits are scored on
     job: Job
-    encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer has them
+    inner: Teacher | None  # who is looked into, if not the teacher
+    encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer, and then the inner's, has them
     size: Fit | None  # where it follows from a speed-up
     words: LearnedWords | None  # of the rows to learn from, in tagging
 
@@ -93,6 +94,7 @@ class Work:
         found = {
             "training rows": self.job.rows.hash(),
             "teachers": " ".join(teacher.content() for teacher in self.teachers),
+            **({} if self.inner is None else {"weights of the model that is looked into": self.inner.content()}),
         }
         return found if self.job.unlabelled is None else {**found, "unlabelled rows": self.job.unlabelled.hash()}
 
@@ -119,34 +121,51 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
         raise UsageError("--class-weights: not every row has a label, so that there are no classes to weigh.")
     weights = class_weights(settings.class_weights, data.train)
     said = _teacher_answers(teachers, data.evaluation, data.task, device)
-    size = _size(settings, partial, teachers[0], data, registry)
+    inner = _inner(method, data.task, registry, device, settings.max_length)
+    students = None if settings.student is not None else students_of(method, teachers[0], registry)
+    size = _size(settings, partial, teachers[0], students, data, registry)
     sized = settings if size is None else size.settings(settings)
     set_seed(settings.seed)
-    student = new_student(sized, teachers[0], data.task, _scale(data, said), registry)
-    plan = _plan(name, method, epochs, settings, student, teachers, registry)
+    student = new_student(sized, teachers[0], students, data.task, _scale(data, said), registry)
+    plan = _plan(name, method, epochs, settings, student, teachers, inner, registry)
     longest, teachers = _lengths(settings, student, teachers)
     model, tokenizer = student.model.to(device), student.tokenizer
     job = Job(model, tokenizer, method, data.train, data.task, longest, weights, settings, device, unlabelled)
     check(job, plan.phases)
-    encoded = [_encoded(job, teacher.tokenizer, teacher.max_length) for teacher in teachers]
+    encoded = [_encoded(job, one.tokenizer, one.max_length) for one in (*teachers, *([] if inner is None else [inner]))]
     words = None
-    if plan.inside or isinstance(data.task, Tagging):
+    if plan.tokenwise or isinstance(data.task, Tagging):
         own = _encoded(job, tokenizer, longest)
-        if plan.inside:
-            _check_positions(plan.name, own, encoded[0], teachers[0])
+        if plan.tokenwise:
+            looked_into = 0 if inner is None else len(teachers)
+            _check_positions(plan.name, own, encoded[looked_into], inner or teachers[0])
         words = _words((data.train, unlabelled), [own, *encoded]) if isinstance(data.task, Tagging) else None
     sample = Sample(data.evaluation, tokenizer, longest, data.task, device)
-    return Work(settings, plan, teachers, student, data, sample, metric, said, job, encoded, size, words)
+    return Work(settings, plan, teachers, student, data, sample, metric, said, job, inner, encoded, size, words)
+
+
+def _inner(
+    method: Distiller, task: Task, registry: Registry, device: torch.device, max_length: int | None
+) -> Teacher | None:
+    """The model that a method looks into in the place of its teacher."""
+    option = method.looks_into
+    source = None if option is None else getattr(method, option)
+    return load_encoder(str(source), task, registry, device, max_length, f"method.{option}") if source else None
 
 
 def _size(
-    settings: DistillConfig, partial: Path, teacher: Teacher, data: TrainingData, registry: Registry
+    settings: DistillConfig,
+    partial: Path,
+    teacher: Teacher,
+    students: Students | None,
+    data: TrainingData,
+    registry: Registry,
 ) -> Fit | None:
     """What a target makes of the student: measured, or as an interrupted run has it."""
-    if settings.target_speedup is None:
+    if settings.target_speedup is None or students is None:
         return None
     before = fit.read(partial / TRAINING) if settings.resume else None
-    return before or fit.fit(settings, teacher, data.train, data.task, registry)
+    return before or fit.fit(settings, teacher, students, data.train, data.task, registry)
 
 
 def _lengths(settings: DistillConfig, student: Student, teachers: list[Teacher]) -> tuple[int, list[Teacher]]:
@@ -279,10 +298,11 @@ def _plan(
     settings: DistillConfig,
     student: Student,
     teachers: Sequence[Teacher],
+    inner: Teacher | None,
     registry: Registry,
 ) -> Plan:
     """Put the method on the models. Raises UsageError: it cannot teach this, or not by these teachers."""
-    model, teacher = student.model, teachers[0].model
+    model, teacher = student.model, (inner or teachers[0]).model
     why = type(method).refuses(model.shape)
     if why is not None:
         raise UsageError(f"--method {name} is not for {model.shape.task}: {why}.")
@@ -291,17 +311,16 @@ def _plan(
     method.prepare(model)
     phases = phases_of("method", name, method, model, settings.epochs, epochs, False)
     reads = {phase.name: method.reads(phase.name, model.shape, teacher.shape) for phase in phases}
-    plan = Plan(name, method, phases, reads)
-    if plan.inside and len(teachers) > 1:
+    if inner is None and len(teachers) > 1 and any(of_phase.inside for of_phase in reads.values()):
         raise UsageError(
             f"--method {name} looks into its teacher, whose layers cannot be averaged with those of another. Name one "
             "--teacher, or use --method logits."
         )
     for of_phase in reads.values():
         if of_phase.attention:
-            for looked_into in (teachers[0].model, model):
+            for looked_into in (teacher, model):
                 _tells_attention(name, method, looked_into, registry)
-    return plan
+    return Plan(name, method, phases, reads)
 
 
 def _tells_attention(name: str, method: Distiller, model: ExitModel, registry: Registry) -> None:

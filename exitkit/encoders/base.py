@@ -18,7 +18,7 @@ from exitkit.stream import Stream, Tokens
 class LayerCost:
     """Multiply-adds of one layer."""
 
-    key: int  # per token that serves as key and value
+    key: int  # per token that serves as key and value, or is read in another way
     query: int  # per active token: query, attention output, feed-forward
     pair: int  # per (query, key) pair: score and weighted sum, all heads
 
@@ -57,7 +57,9 @@ class Encoder(ABC):
 
     model_types: ClassVar[frozenset[str]]
     native: ClassVar[bool] = True
-    """Whether attention is exitkit's own, so that words can halt."""
+    """Whether layers run on the packed stream; else stock ones do, on padded batches."""
+    words_halt: ClassVar[bool] = True
+    """Whether a layer can compute some words only, while the others are still read."""
     cuts: ClassVar[bool] = False
     """Whether `anatomy`, `attention_inputs` and `resized` are there: smaller models can be cut out and taught."""
     inner_name: ClassVar[str] = "intermediate_size"

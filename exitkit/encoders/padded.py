@@ -20,6 +20,7 @@ class PaddedEncoder(Encoder):
     """Pads the stream to a rectangle, runs the stock layer and packs its answer, once per layer."""
 
     native = False
+    words_halt = False
 
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102
