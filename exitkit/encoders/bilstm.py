@@ -36,10 +36,7 @@ class BiLSTMEncoder(Encoder):
         if stream.active is not None:
             raise NotImplementedError("an LSTM cannot compute some words only; schedules are refused before this")
         sequences, lengths = stream.sequences, torch.tensor(stream.lengths)
-        ranks = torch.arange(sequences - 1, -1, -1, device=stream.hidden.device)
-        order = steps(
-            stream.position, ranks.repeat_interleave(stream.bounds.diff(), output_size=stream.tokens), sequences
-        )
+        order = steps(stream.position, sequences - 1 - stream.home, sequences)
         sizes = (lengths[:, None] > torch.arange(stream.lengths[-1])).sum(dim=0)  # on the host, as LSTMs ask for it
         new: Tensor = self.base.layers[index](stream.hidden.index_select(0, order), sizes)
         return torch.empty_like(new).index_copy(0, order, new)
