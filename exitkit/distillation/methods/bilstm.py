@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROJECTION = "projection"
 VECTORS: tuple[Pooling, ...] = ("mean", "cls")
 MOST_LAYERS = 4
-"""Plain stacks of LSTMs work well up to four layers, barely with six (1609.08144, section 3.2)."""
+"""Plain stacks of LSTMs work well up to four layers, barely with six (1609.08144, section 3.1)."""
 
 
 @dataclass(frozen=True)
