@@ -39,7 +39,7 @@ from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel, Exits, stock_class
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
-from exitkit.tasks import Classification, MultiLabel, Task, task
+from exitkit.tasks import Classification, MultiLabel, Tagging, Task, task
 
 FORMAT = 1
 CARD = "exitkit.yaml"
@@ -98,6 +98,8 @@ class Artifact:
     @property
     def default_policy(self) -> str:
         """The policy where nobody chose one."""
+        if self.card.task == Tagging.kind and not self.model.shape.words_halt:
+            return "sentence"
         chosen = self.card.task in (Classification.kind, MultiLabel.kind)  # among classes, with a probability
         return "cascade" if chosen and len(self.model.models) > 1 else self.task.default_policy
 
@@ -111,15 +113,17 @@ class ModelArtifact(Artifact):
 
 def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, card: Card) -> None:
     """Write everything but metrics and policies into an existing folder."""
-    with quiet():
-        model.stock.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
     exits = {f"heads.{name}": value for name, value in model.heads.state_dict().items()}
     for policy, probe in model.probes.items():
         exits |= {f"probe/{policy}/{name}": value for name, value in probe.state_dict().items()}
-    save_file({name: value.clone().contiguous() for name, value in exits.items()}, folder / EXITS)  # some share modules
     plain = {"format": FORMAT, **vars(card), "labels": list(card.labels), "exits": list(card.exits)}
-    write_text(folder / CARD, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
+    with writing(folder):
+        with quiet():
+            model.stock.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        alone = {name: value.clone().contiguous() for name, value in exits.items()}  # some share modules
+        save_file(alone, folder / EXITS)
+        write_text(folder / CARD, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -226,10 +230,15 @@ def is_artifact(folder: Path) -> bool:
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Give a complete folder its final name; an older one of that name is removed once the new one stands."""
+    """Give a complete folder its final name; an older model of that name is removed once the new one stands.
+
+    Raises ExitkitError: something else has that name by now.
+    """
     if not folder.exists():
         os.replace(partial, folder)
         return
+    if not folder.is_dir() or (any(folder.iterdir()) and not is_artifact(folder)):
+        raise ExitkitError(f"{folder} holds files that were not there before. The model is complete in {partial}.")
     # A name that nobody has: a folder beside ours, `model.old` say, is somebody's.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     os.replace(folder, aside / folder.name)
@@ -272,6 +281,18 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ExitkitError(f"{file} is damaged: it does not hold a mapping.")
     return loaded
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise where a file cannot be written, as on a full disk, into an ExitkitError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ExitkitError(
+            f"{folder}: cannot write there: {' '.join(str(error).split())}. Free some space, or see who may write, and "
+            "go on with --resume."
+        ) from error
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def training_and_calibration(
         raise UsageError(f"--max-train-samples is {max_train_samples}; it must be 2 or more.")
     found = catalogue(source)
     train = read_from(found, "train", columns, task, use_labels)
-    _check_enough(train)
+    _check_enough(train, use_labels == "needed")
     known = train.task or task
     assert isinstance(known, Task), "without labels the task must be given"
 
@@ -70,7 +70,7 @@ def training_and_calibration(
     if max_train_samples is not None and max_train_samples < len(train):
         chosen = np.random.default_rng(seed).choice(len(train), max_train_samples, replace=False)
         train = train.select(np.sort(chosen).tolist())
-    _check_classes(train)
+    _check_classes(train, use_labels == "needed")
     evaluation = calibration if validation is None else validation
     return TrainingData(train, calibration, evaluation, known)
 
@@ -91,16 +91,17 @@ def scoring_split(source: Source, columns: Columns = USUAL) -> str:
     )
 
 
-def _check_enough(train: Rows) -> None:
+def _check_enough(train: Rows, by_labels: bool) -> None:
     if len(train) < FEWEST_ROWS:
         raise UsageError(
             f"{train.origin.source} has {len(train)} rows to train on; at least {FEWEST_ROWS} are needed. "
             "Give more data."
         )
-    _check_classes(train)
+    _check_classes(train, by_labels)
 
 
-def _check_classes(train: Rows) -> None:
+def _check_classes(train: Rows, by_labels: bool) -> None:
+    """Raise UsageError where labels are all there is to learn from, and are all alike."""
     if train.task is None:
         return
     where = f"the {len(train)} rows to train on from {train.origin.source}"
@@ -110,6 +111,8 @@ def _check_classes(train: Rows) -> None:
         labels = np.concatenate(labels)
         if not len(labels):
             raise UsageError(f"{where} have no words. {more}")
+    if not by_labels:
+        return
     if isinstance(train.task, Classification) and len(np.unique(labels)) < 2:
         raise UsageError(
             f"{where} all have the label '{train.labels[labels[0]]}'; at least two classes are needed. {more}"

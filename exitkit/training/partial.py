@@ -119,8 +119,9 @@ def finish_phase(model: ExitModel, state: Path, spent: Mapping[str, float]) -> N
     partial, done = state.with_name(state.name + ".partial"), state.with_name(f"{state.name}.{DONE}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()}, partial / WEIGHTS)
-    artifact.write_text(partial / SPENT, json.dumps(dict(spent)))
+    with artifact.writing(partial):
+        save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()}, partial / WEIGHTS)
+        artifact.write_text(partial / SPENT, json.dumps(dict(spent)))
     os.replace(partial, done)
     shutil.rmtree(state, ignore_errors=True)
 

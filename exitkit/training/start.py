@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +15,11 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from exitkit.cascades.folder import is_cascade
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import Pooling
 from exitkit.model import ExitModel, stock_class
@@ -43,6 +47,7 @@ def starting_model(
     registry: Registry,
     scale: float = 1.0,
     option: str = "--model",
+    spare: PreTrainedTokenizerBase | None = None,
 ) -> Start:
     """Load a checkpoint in fp32 with fresh exit heads and, unless it brings a fitting one, a fresh stock head.
 
@@ -54,12 +59,13 @@ def starting_model(
         registry: knows the encoder families.
         scale: in regression, the standard deviation of the training labels.
         option: what `source` was given with.
+        spare: the tokenizer of a checkpoint that brings none.
 
     Raises:
-        UsageError: no such model, or an unknown family.
+        UsageError: no such model, one without a tokenizer, or an unknown family.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
-    config, tokenizer = open_checkpoint(source, option)
+    config, tokenizer = open_checkpoint(source, option, spare)
     encoder = registry.encoder(config.model_type)
     theirs, meant = classes_of(config, task.kind), config.problem_type
     check_weights(source, option)
@@ -111,12 +117,19 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
     return again
 
 
-def open_checkpoint(source: str, option: str = "--model") -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Config and tokenizer of a checkpoint. Raises UsageError: it is not there; the message names the option."""
+def open_checkpoint(
+    source: str, option: str = "--model", spare: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a checkpoint, or the `spare` tokenizer where it has none.
+
+    Raises UsageError: it is not there, or has no tokenizer; the message names the option.
+    """
     folder = Path(source)
     looks_local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (folder / "config.json").exists():
         what = "there is no such folder" if not folder.exists() else "it has no config.json"
+        if is_cascade(folder):
+            what = "it is a cascade, which is several models; name one of them"
         raise UsageError(f"{option} {source}: {what}.")
     try:
         config = AutoConfig.from_pretrained(source)
@@ -125,6 +138,13 @@ def open_checkpoint(source: str, option: str = "--model") -> tuple[PreTrainedCon
         raise UsageError(
             f"{option} {source}: neither a folder nor a model that can be fetched: {' '.join(str(error).split())[:300]}"
         ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files at all
+        if spare is None:
+            raise UsageError(
+                f"{option} {source}: it has no tokenizer (tokenizer.json, or what its family has instead). Save the "
+                "one that the model was trained with beside it: tokenizer.save_pretrained(folder)."
+            )
+        tokenizer = spare
     return config, tokenizer
 
 
@@ -158,6 +178,23 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
         f"--model {source} is a classifier for the labels {', '.join(theirs)}; the data has {known}. Say which is "
         f"which: --label-names, with the data's labels in the order of the model's (such as {','.join(task.labels)})."
     )
+
+
+def content_of(stock: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, more: str = "") -> str:
+    """16 hex digits over a stock model's weights and config and what a tokenizer does, not over names and places."""
+    digest = hashlib.sha256()
+    config = stock.config.to_dict()
+    told = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, value in sorted(stock.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    if tokenizer is not None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        how = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+        digest.update(how.encode())
+    digest.update(more.encode())
+    return digest.hexdigest()[:16]
 
 
 def classes_of(config: PreTrainedConfig, kind: str) -> tuple[str, ...] | None:

@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from exitkit import artifact
 from exitkit.data.batches import NO_LABEL, collator
 from exitkit.distiller import Tutor
 from exitkit.errors import UsageError, one_of
@@ -158,11 +159,12 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         folder = output_dir or self.args.output_dir
         os.makedirs(folder, exist_ok=True)
         weights = self.model.state_dict() if state_dict is None else state_dict
-        save_file(
-            {name: value.clone().contiguous() for name, value in weights.items()},  # recipes may share modules
-            os.path.join(folder, "model.safetensors"),
-            metadata={"format": "pt"},
-        )
+        with artifact.writing(Path(folder)):
+            save_file(
+                {name: value.clone().contiguous() for name, value in weights.items()},  # recipes may share modules
+                os.path.join(folder, "model.safetensors"),
+                metadata={"format": "pt"},
+            )
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
