@@ -121,7 +121,7 @@ class Training(Common, DataColumns):
     adversarial_epsilon: Annotated[
         float, Field(gt=0, allow_inf_nan=False), flag("How far embeddings are moved.", cli=False)
     ] = 1.0
-    seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32), flag("Seed of everything random.")] = 42
     resume: Annotated[bool, flag("Go on where an interrupted run of the same command stopped.")] = False
     overwrite: Annotated[bool, flag("Replace an existing model in --output.")] = False
     training: Annotated[dict[str, Any], flag("Fields of transformers.TrainingArguments.", cli=False)] = Field(
@@ -311,7 +311,7 @@ class CompareConfig(Common, DataColumns):
     metric: Annotated[Metric, flag("What scores are (default: the task's own).")] = None
     max_train_samples: Annotated[int | None, Field(ge=2), flag("Train on a random choice of so many rows.")] = None
     max_length: Annotated[int | None, Field(ge=3), flag("Cut rows to so many tokens.")] = None
-    seed: Annotated[int, Field(ge=0), flag("The first seed.")] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32), flag("The first seed.")] = 42
     keep_models: Annotated[bool, flag("Keep the trained models; without, only results stay.")] = False
     options: Annotated[dict[str, dict[str, Any]], flag("Options by recipe: options.rome.gamma=0.5.", cli=False)] = (
         Field(default_factory=dict)
@@ -331,7 +331,7 @@ class DemoConfig(Common):
     """`exitkit demo`."""
 
     output: Annotated[Path, flag("Folder for the model and the report.", short="-o")] = Path("exitkit-demo")
-    seed: Annotated[int, Field(ge=0), flag("Seed of everything random.")] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32), flag("Seed of everything random.")] = 42
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False), flag("Epochs of training.", cli=False)] = 6
     max_train_samples: Annotated[int | None, Field(ge=10), flag("Train on fewer rows.", cli=False)] = None
 

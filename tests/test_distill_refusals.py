@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 import exitkit
 from exitkit.cli import app
+from exitkit.config import Choice
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.plugins import installed
 
@@ -64,6 +66,26 @@ def flags(*given: object) -> Make:
 
 def taught_by(change: Callable) -> Make:
     return lambda teacher, encoder, here: ["--teacher", checkpoint(teacher, here / "changed", change)]
+
+
+def untokenized(teacher: Path, folder: Path) -> Path:
+    AutoModelForSequenceClassification.from_pretrained(teacher).save_pretrained(folder)
+    return folder
+
+
+def cascade(teacher: Path, folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "cascade.yaml").write_text(f"models: [{teacher}, {teacher}]")
+    return folder
+
+
+def configured(**changed: object) -> Make:
+    def make(teacher: Path, encoder: Path, here: Path) -> list[object]:
+        told = json.loads((teacher / "config.json").read_text()) | changed
+        (here / "config.json").write_text(json.dumps(told))
+        return ["--student", here / "config.json", "--extract", "none"]
+
+    return make
 
 
 BAD: dict[str, tuple[Make, str]] = {
@@ -121,6 +143,26 @@ BAD: dict[str, tuple[Make, str]] = {
         flags("--method", "minilm", "--set", "method.relation_heads=5"),
         "method.relation_heads: 5 does not divide",
     ),
+    "a teacher without a tokenizer": (
+        lambda t, e, h: ["--teacher", untokenized(t, h / "bare")],
+        r"--teacher .*it has no tokenizer \(tokenizer.json",
+    ),
+    "a teacher that is a cascade": (lambda t, e, h: ["--teacher", cascade(t, h / "two")], "it is a cascade, which is"),
+    "a teacher named in two ways": (
+        lambda t, e, h: ["--teacher", t, "--teacher", f"{t}/"],
+        "the same one is named twice",
+    ),
+    "a task that is not the teacher's": (flags("--task", "regression"), r"--task regression: .*is for classification"),
+    "no such config": (flags("--student", "none.json"), "--student none.json: there is no such file"),
+    "a config for fewer tokens": (configured(vocab_size=20), r"embeddings for 20 tokens, .* reads with \d+\. Set"),
+    "a config that nothing can be built from": (configured(hidden_size=31), "no model can be built from this config"),
+    "a config of an unknown function": (configured(hidden_act="foo"), "no model can be built from this config"),
+    "a cache in the output": (lambda t, e, h: ["--cache", h / "out" / "kept"], "where the student grows"),
+    "a cache beside the output's first files": (
+        lambda t, e, h: ["--cache", h / "out.partial"],
+        "where the student grows",
+    ),
+    "a seed too large": (flags("--seed", 2**32), "seed"),
     "a wrong number of names": (flags("--label-names", "a,b,c"), "the teacher has 2 labels"),
 }
 FAILS = {"a teacher with NaN"}  # it was asked for rightly, so the code is 1
@@ -154,3 +196,75 @@ def test_a_full_disk_while_caching_is_one_message_and_can_be_resumed(trained: Pa
         exitkit.distill(cache=tmp_path / "file", **given)
     exitkit.distill(resume=True, **given)
     assert (tmp_path / "s" / "exitkit.yaml").exists()
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_message(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("exitkit.training.partial.save_file", full)
+    with pytest.raises(ExitkitError, match=r"s\.partial.*cannot write there: I/O error: No space left.*--resume"):
+        exitkit.distill(teacher=str(trained), output=tmp_path / "s", **QUICK)
+
+
+def test_a_config_for_texts_without_types_is_refused_for_pairs(trained: Path, encoder: Path, tmp_path: Path) -> None:
+    pairs = [{"text": f"film {number} is good", "text_pair": "it is good"} for number in range(24)]
+    make = configured(type_vocab_size=1)
+    given = {"teacher": str(trained), "unlabelled": None, "epochs": 1, "output": tmp_path / "s", "extract": "none"}
+    student = str(make(trained, encoder, tmp_path)[1])
+    with pytest.raises(UsageError, match=r"type_vocab_size is 1, .* 2 types\. Set type_vocab_size to 2"):
+        exitkit.distill(data=pairs, student=student, **given)
+
+
+def test_a_student_that_is_changed_meanwhile_is_not_gone_on_with(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = checkpoint(trained, tmp_path / "student", lambda model: None)
+    given = {"teacher": str(trained), "student": str(student), "output": tmp_path / "s", **QUICK}
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exitkit.distillation.distill.run_phases", dies)
+        with pytest.raises(KeyboardInterrupt):
+            exitkit.distill(**given)
+    checkpoint(trained, student, lambda model: model.classifier.weight.data.add_(1))
+    with pytest.raises(UsageError, match="the weights of --student have changed"):
+        exitkit.distill(resume=True, **given)
+
+
+def test_a_student_without_a_tokenizer_reads_with_the_teachers(trained: Path, tmp_path: Path) -> None:
+    student = untokenized(trained, tmp_path / "student")
+    exitkit.distill(teacher=str(trained), student=str(student), output=tmp_path / "s", **QUICK)
+    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (tmp_path / "s", trained))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("names", "agreement"), [(("positive", "negative"), 1.0), (("ham", "spam"), None)])
+def test_the_outputs_of_a_student_that_is_a_classifier_go_by_their_names(
+    names: tuple[str, str], agreement: float | None, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def turned(model) -> None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
+        for parameter in model.classifier.parameters():
+            parameter.data = parameter.data.flip(0)
+
+    student = checkpoint(trained, tmp_path / "student", turned)
+    still = Choice(name="logits", learning_rate=0.0, head_learning_rate=0.0)
+    told = exitkit.distill(
+        teacher=str(trained), student=str(student), output=tmp_path / "s", method=still, no_exits=True, **QUICK
+    )
+    if agreement is not None:
+        assert told["exits"][-1]["teacher_agreement"] == agreement
+    else:
+        assert "is for the labels ham, spam, and starts anew for negative, positive" in caplog.text
+
+
+def test_labels_that_are_all_alike_do_not_matter_where_the_teacher_answers(trained: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"a good film {number}", "label": "positive"} for number in range(24)]
+    told = exitkit.distill(teacher=str(trained), data=rows, output=tmp_path / "s", epochs=1)
+    assert told["learned_from"]["labelled"] > 0

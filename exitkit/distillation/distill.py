@@ -157,7 +157,11 @@ def _check_output(settings: DistillConfig) -> Path:
     for source in settings.teacher:
         if Path(source).exists() and Path(source).resolve() == settings.output.resolve():
             raise UsageError(f"--output {settings.output} is the teacher; name another folder.")
-    return check_output(settings.output, settings.resume, settings.overwrite)
+    partial = check_output(settings.output, settings.resume, settings.overwrite)
+    for ours in (settings.output, partial):
+        if settings.cache is not None and settings.cache.resolve().is_relative_to(ours.resolve()):
+            raise UsageError(f"--cache {settings.cache} is in {ours}, where the student grows; name another folder.")
+    return partial
 
 
 def _start(work: Work, state: Path) -> float:

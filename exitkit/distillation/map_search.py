@@ -119,9 +119,10 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
         for one in warm:
             study.enqueue_trial(dict(zip(names, one, strict=True)))
         for generation in range(generations):
+            of_generation = (seed * generations + generation) % 2**32
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.sampler = NSGAIISampler(population_size=population, seed=seed * generations + generation)
+                study.sampler = NSGAIISampler(population_size=population, seed=of_generation)
             for _ in range(population):
                 trial = study.ask(genes)
                 chosen = tuple(trial.params[name] for name in names)
@@ -133,8 +134,9 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     finally:
         optuna.logging.set_verbosity(verbosity)
     scores = {one.layer_map: one.score for one in tried}
+    other = (seed + 1) % 2**32
     winners = sorted(scores, key=lambda one: -scores[one])[:WINNERS]
-    again = {one: judge(one, seed + 1) for one in dict.fromkeys([*winners, warm[0]])}
-    tried += [Tried(generations, one, seed + 1, score) for one, score in again.items()]
+    again = {one: judge(one, other) for one in dict.fromkeys([*winners, warm[0]])}
+    tried += [Tried(generations, one, other, score) for one, score in again.items()]
     best_map = max(again, key=lambda one: scores[one] + again[one])
     return Found(best_map, tuple(tried), {text_of(layer_map(name, student, teacher)): name for name in WARM[::-1]})

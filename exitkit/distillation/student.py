@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -33,7 +33,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
-from exitkit.training.start import starting_model
+from exitkit.training.start import classes_of, open_checkpoint, starting_model
 
 log = logging.getLogger("exitkit")
 
@@ -115,7 +115,10 @@ def new_student(
                 f"--extract {settings.extract}: the student {settings.student} has weights of its own. Leave it out, "
                 "or give a config.json as --student."
             )
-        begun = starting_model(source, task, exits, pooling, registry, scale, "--student")
+        theirs = classes_of(open_checkpoint(source, "--student", teacher.tokenizer)[0], task.kind)
+        begun = starting_model(source, task, exits, pooling, registry, scale, "--student", teacher.tokenizer)
+        if begun.fine_tuned and theirs is not None:
+            _order_outputs(begun.model, theirs, task)
         return Student(begun.model, begun.tokenizer, NONE)
     if students is not None:
         config = resized(settings, students)
@@ -123,13 +126,15 @@ def new_student(
         assert source is not None
         config = _config(Path(source))
     encoder = registry.encoder(config.model_type)
-    stock = _random(config, task)
+    stock = _built(source, config, task)
     how = _extraction(settings, stock, students, encoder, teacher, registry)
     every = range(1, len(encoder(stock).blocks) + 1)
     student = Student(
         ExitModel(stock, encoder, every if exits is None else exits, pooling, scale), teacher.tokenizer, how
     )
     why = misfit(student.model, teacher.model) if student.is_piece else None
+    if why is not None and source is not None and settings.extract is None:
+        return replace(student, extract=_less(stock, teacher, why))
     if why is not None:
         raise UsageError(
             f"the student cannot be cut out of the teacher: {why} Or start from random weights: --extract none."
@@ -215,11 +220,7 @@ def _extraction(
     if why is None:
         return settings.extract or "impt"
     if settings.extract is None and not (students is not None and students.pieces):
-        how = TOKENS if ours == theirs else NONE
-        if students is None:
-            but = ", but for its teacher's token embeddings" if how == TOKENS else ""
-            log.warning("the student starts from random weights%s: %s", but, why)
-        return how
+        return _less(stock, teacher, why if students is None else None)
     said = [
         f"--{name.replace('_', '-')} {value}"
         for name in ("student_layers", "student_width", "student", "extract")
@@ -229,6 +230,66 @@ def _extraction(
         f"{' '.join(said)}: {why} Or start with its token embeddings alone, --extract tokens, or from random weights, "
         "--extract none."
     )
+
+
+def _less(stock: PreTrainedModel, teacher: Teacher, why: str | None) -> str:
+    """What a student starts with that is no piece of its teacher; `why` it is none goes into a warning."""
+    how = TOKENS if _table(stock).shape == _table(teacher.model.stock).shape else NONE
+    if why is not None:
+        but = ", but for its teacher's token embeddings" if how == TOKENS else ""
+        log.warning("the student starts from random weights%s: %s", but, why)
+    return how
+
+
+def _built(source: str | None, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    """A model with random weights. Raises UsageError: none can be built from the config that a user gave."""
+    try:
+        return _random(config, task)
+    except Exception as error:
+        if source is None:
+            raise
+        raise UsageError(
+            f"--student {source}: no model can be built from this config: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def check_tables(source: str, student: Student, pairs: bool) -> None:
+    """Raise UsageError: its tokenizer has tokens, or for `pairs` of texts types, that it has no embedding for."""
+    model, tokenizer = student.model, student.tokenizer
+    rows, tokens = len(_table(model.stock)), max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        raise UsageError(
+            f"--student {source}: it has embeddings for {rows} tokens, and the tokenizer that it reads with {tokens}. "
+            f"Set vocab_size to at least {tokens}, or give a model with a tokenizer of its own."
+        )
+    known = getattr(model.stock.config, "type_vocab_size", None)
+    types = max(tokenizer("a", "a").get("token_type_ids", [0])) + 1 if pairs else 1
+    if known and types > known:
+        raise UsageError(
+            f"--student {source}: its type_vocab_size is {known}, and the tokenizer that it reads with gives a pair of "
+            f"texts {types} types. Set type_vocab_size to {types}."
+        )
+
+
+def _order_outputs(model: ExitModel, theirs: Sequence[str], task: Task) -> None:
+    """Put the outputs of a classifier in the order of the task's labels; make new ones if it has other labels."""
+    if tuple(theirs) == task.labels:
+        return
+    last = [
+        layer for part in model.encoder.stock_head_modules() for layer in part.modules() if isinstance(layer, nn.Linear)
+    ][-1]
+    if sorted(theirs) != sorted(task.labels):
+        log.warning(
+            "the student's classifier is for the labels %s, and starts anew for %s",
+            ", ".join(theirs),
+            ", ".join(task.labels),
+        )
+        last.reset_parameters()
+        return
+    order = [list(theirs).index(label) for label in task.labels]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.copy_(parameter[order].clone())
 
 
 def _no_piece(
@@ -269,6 +330,8 @@ def _is_config(path: Path) -> bool:
 
 
 def _config(path: Path) -> PreTrainedConfig:
+    if not path.exists():
+        raise UsageError(f"--student {path}: there is no such file.")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import quiet
 from exitkit.stream import Batch
 from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task, task
-from exitkit.training.start import check_weights, classes_of, open_checkpoint, starting_model
+from exitkit.training.start import check_weights, classes_of, content_of, open_checkpoint, starting_model
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,7 @@ class Teacher:
 
     def content(self) -> str:
         """16 hex digits over what it answers with: weights and config, not names and places."""
-        digest = hashlib.sha256()
-        config = self.model.stock.config.to_dict()
-        told = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
-        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
-        for name, value in sorted(self.model.stock.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        digest.update(repr((self.order, self.max_length)).encode())
-        return digest.hexdigest()[:16]
+        return content_of(self.model.stock, None, repr((self.order, self.max_length)))
 
     def logits(self, found: Tensor) -> Tensor:
         """Logits [..., C] in the order of the first teacher's labels."""
@@ -74,7 +64,7 @@ def load_teachers(
         UsageError: not there, not fine-tuned, or teachers of different tasks or labels.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
-    if len(set(sources)) < len(sources):
+    if len({Path(source).resolve() if Path(source).exists() else source for source in sources}) < len(sources):
         raise UsageError(f"--teacher: the same one is named twice: {', '.join(sources)}.")
     teachers = [_load(source, registry, device, max_length) for source in sources]
     return [teachers[0], *(_in_order(teacher, teachers[0]) for teacher in teachers[1:])]

@@ -22,7 +22,7 @@ from exitkit.data.sources import Rows, read
 from exitkit.data.splits import TrainingData, label_array, training_and_calibration
 from exitkit.distillation import fit
 from exitkit.distillation.fit import Fit
-from exitkit.distillation.student import Student, new_student, students_of
+from exitkit.distillation.student import Student, check_tables, new_student, students_of
 from exitkit.distillation.teacher import Teacher, load_encoder, load_teachers
 from exitkit.distiller import Distiller, Reads, Students
 from exitkit.errors import UsageError
@@ -35,6 +35,7 @@ from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import exit_logits
 from exitkit.training.partial import TRAINING
 from exitkit.training.phases import Job, check
+from exitkit.training.start import content_of
 from exitkit.training.train import class_weights, unlabelled_rows
 
 log = logging.getLogger("exitkit")
@@ -83,6 +84,7 @@ class Work:
     encoded: Sequence[Dataset]  # all rows to learn from, as each teacher's tokenizer, and then the inner's, has them
     size: Fit | None  # where it follows from a speed-up
     words: LearnedWords | None  # of the rows to learn from, in tagging
+    begun: str | None  # content of the student that `--student` gives, before it has learned anything
 
     @property
     def sized(self) -> DistillConfig:
@@ -95,6 +97,7 @@ class Work:
             "training rows": self.job.rows.hash(),
             "teachers": " ".join(teacher.content() for teacher in self.teachers),
             **({} if self.inner is None else {"weights of the model that is looked into": self.inner.content()}),
+            **({} if self.begun is None else {"weights of --student": self.begun}),
         }
         return found if self.job.unlabelled is None else {**found, "unlabelled rows": self.job.unlabelled.hash()}
 
@@ -127,6 +130,8 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
     sized = settings if size is None else size.settings(settings)
     set_seed(settings.seed)
     student = new_student(sized, teachers[0], students, data.task, _scale(data, said), registry)
+    if settings.student is not None:
+        check_tables(settings.student, student, data.train.pair or (unlabelled is not None and unlabelled.pair))
     plan = _plan(name, method, epochs, settings, student, teachers, inner, registry)
     longest, teachers = _lengths(settings, student, teachers)
     model, tokenizer = student.model.to(device), student.tokenizer
@@ -141,7 +146,8 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
             _check_positions(plan.name, own, encoded[looked_into], inner or teachers[0])
         words = _words((data.train, unlabelled), [own, *encoded]) if isinstance(data.task, Tagging) else None
     sample = Sample(data.evaluation, tokenizer, longest, data.task, device)
-    return Work(settings, plan, teachers, student, data, sample, metric, said, job, inner, encoded, size, words)
+    begun = None if settings.student is None else content_of(model.stock, tokenizer)
+    return Work(settings, plan, teachers, student, data, sample, metric, said, job, inner, encoded, size, words, begun)
 
 
 def _inner(
@@ -200,6 +206,8 @@ def _with_layer_map(settings: DistillConfig, registry: Registry) -> Choice:
 
 def _data(settings: DistillConfig, teacher: Teacher) -> TrainingData:
     """The rows, with their labels, if they have any, as the teacher orders them."""
+    if settings.task not in (None, teacher.task.kind):
+        raise UsageError(f"--task {settings.task}: --teacher {teacher.source} is for {teacher.task.kind}.")
     columns = Columns(settings.text_column, settings.pair_column, settings.label_column)
     source, use = settings.data, _use(settings)
     seen = read(source, "train", columns, settings.task, use_labels=use) if source is not None else None

@@ -128,7 +128,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
             attention_mask: [B, N], 0 at padding; None = nothing is padded.
             output_hidden_states: whether to give the states before the first and after each layer.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
         lengths = mask.sum(dim=1)
         rank = lengths.argsort(descending=True, stable=True).argsort()
         row, column = mask.nonzero(as_tuple=True)
