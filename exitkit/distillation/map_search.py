@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Tried:
 class Found:
     """The end of a search."""
 
-    layer_map: Map  # the best over two seeds
+    layer_map: Map  # the best over two seeds, or uniform where that is not clearly better
     tried: tuple[Tried, ...]
     known: Mapping[str, str] = field(default_factory=dict)  # names of maps that have one, by their text
 
@@ -98,7 +98,8 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     generation holds `uniform` and `last`, which the paper's begins without. Maps need not rise. Each generation is
     seeded by its number, so that the search is a function of the scores and of `seed`: an interrupted one is gone on
     with by starting it again over a judge that remembers. The best three maps and `uniform` are judged once more under
-    another seed, because seeds differ as much as maps do; the best mean wins.
+    another seed, because seeds differ as much as maps do; the best mean wins, unless it is ahead of `uniform`'s by no more
+    than seeds move maps apart. Then `uniform` does.
 
     Args:
         judge: gives scores; asked about (map, seed) and (map, seed + 1).
@@ -138,5 +139,17 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     winners = sorted(scores, key=lambda one: -scores[one])[:WINNERS]
     again = {one: judge(one, other) for one in dict.fromkeys([*winners, warm[0]])}
     tried += [Tried(generations, one, other, score) for one, score in again.items()]
-    best_map = max(again, key=lambda one: scores[one] + again[one])
-    return Found(best_map, tuple(tried), {text_of(layer_map(name, student, teacher)): name for name in WARM[::-1]})
+    names_of = {text_of(layer_map(name, student, teacher)): name for name in WARM[::-1]}
+    means = {one: (scores[one] + again[one]) / 2 for one in again}
+    best_map = max(means, key=means.__getitem__)
+    found = Found(best_map, tuple(tried), names_of)
+    ahead, differ = means[best_map] - means[warm[0]], found.seeds_differ()
+    if 0 < ahead <= differ:
+        log.info(
+            "map %s is ahead of uniform by %.4f, and seeds differ by %.4f: uniform it is",
+            text_of(best_map),
+            ahead,
+            differ,
+        )
+        return replace(found, layer_map=warm[0])
+    return found
