@@ -98,8 +98,8 @@ def search(judge: Judge, student: int, teacher: int, seed: int, generations: int
     generation holds `uniform` and `last`, which the paper's begins without. Maps need not rise. Each generation is
     seeded by its number, so that the search is a function of the scores and of `seed`: an interrupted one is gone on
     with by starting it again over a judge that remembers. The best three maps and `uniform` are judged once more under
-    another seed, because seeds differ as much as maps do; the best mean wins, unless it is ahead of `uniform`'s by no more
-    than seeds move maps apart. Then `uniform` does.
+    another seed, because seeds differ as much as maps do; the best mean wins, unless it is ahead of `uniform`'s by no
+    more than seeds move maps apart. Then `uniform` does.
 
     Args:
         judge: gives scores; asked about (map, seed) and (map, seed + 1).
