@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 INK = "#123456"  # stands for the page's own text colour until the SVG is in it
 MUTED = "#8a8f98"
@@ -83,35 +84,35 @@ def milliseconds_against_score(
 ) -> Figure:
     """Score over milliseconds per row: one colour per artifact, so that different models can be compared."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         axes = figure.add_subplot()
         for number, folder in enumerate(dict.fromkeys(one["artifact"] for one in [*runs, *baselines])):
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             own = [one for one in runs if one["artifact"] == folder]
             fixed = [one for one in baselines if one["artifact"] == folder and not one["name"].startswith("plain")]
             plain = [one for one in baselines if one["artifact"] == folder and one["name"].startswith("plain")]
-            name = Path(folder).name
-            for points, style, marker, label in (
-                (fixed, ":", "x", f"{name}: fixed exits"),
-                (own, "-", mark, f"{name}: policies"),
-                (plain, "", "*", f"{name}: plain transformers"),
-            ):
+            for points, style, marker in ((fixed, ":", "x"), (own, "-", mark), (plain, "none", "*")):
                 ordered = sorted(points, key=lambda one: one["ms_per_row"])
                 axes.plot(
                     [one["ms_per_row"] for one in ordered],
                     [100 * one["score"] for one in ordered],
-                    linestyle=style or "none",
+                    linestyle=style,
                     marker=marker,
                     color=colour,
                     markersize=5,
                     linewidth=1.2,
-                    label=label,
                 )
+            axes.plot([], [], marker=mark, color=colour, markersize=5, linewidth=1.2, label=Path(folder).name)
+        for style, marker, what in ((":", "x", "fixed exits"), ("none", "*", "plain transformers")):
+            axes.plot([], [], linestyle=style, marker=marker, color=MUTED, markersize=5, linewidth=1.2, label=what)
         axes.set_xscale("log")
         axes.set_xlabel(f"milliseconds per row in batches of {batch_size} (left is faster)")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel(f"{(runs or baselines)[0]['metric']}, %")
         axes.grid(alpha=0.25, which="both")
-        axes.legend(frameon=False, fontsize=7)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
         return figure
 
 
