@@ -382,7 +382,13 @@ def test_control_c_ends_with_one_word_and_no_half_result(what: str, room: Room) 
         "train": ["train", "--model", room.encoder, "--data", "demo:reviews", "--output", room.output],
     }[what]
     watched = {"predict": room.here / "a.jsonl.partial", "train": room.here / "out.partial/training/run.json"}[what]
-    process = subprocess.Popen(command(*args), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    def hears() -> None:  # a shell starts what runs in the background deaf to Control-C, and children inherit it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command(*args), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=hears
+    )
     for _ in range(1200):
         if watched.exists() and watched.stat().st_size > 0:
             break
