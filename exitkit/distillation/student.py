@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
-from exitkit.training.start import classes_of, open_checkpoint, starting_model
+from exitkit.training.start import Start, starting_model
 
 log = logging.getLogger("exitkit")
 
@@ -115,10 +115,8 @@ def new_student(
                 f"--extract {settings.extract}: the student {settings.student} has weights of its own. Leave it out, "
                 "or give a config.json as --student."
             )
-        theirs = classes_of(open_checkpoint(source, "--student", teacher.tokenizer)[0], task.kind)
         begun = starting_model(source, task, exits, pooling, registry, scale, "--student", teacher.tokenizer)
-        if begun.fine_tuned and theirs is not None:
-            _order_outputs(begun.model, theirs, task)
+        _order_outputs(begun, task)
         return Student(begun.model, begun.tokenizer, NONE)
     if students is not None:
         config = resized(settings, students)
@@ -271,13 +269,13 @@ def check_tables(source: str, student: Student, pairs: bool) -> None:
         )
 
 
-def _order_outputs(model: ExitModel, theirs: Sequence[str], task: Task) -> None:
+def _order_outputs(begun: Start, task: Task) -> None:
     """Put the outputs of a classifier in the order of the task's labels; make new ones if it has other labels."""
-    if tuple(theirs) == task.labels:
+    theirs = begun.labels
+    if theirs in ((), task.labels):
         return
-    last = [
-        layer for part in model.encoder.stock_head_modules() for layer in part.modules() if isinstance(layer, nn.Linear)
-    ][-1]
+    head = begun.model.encoder.stock_head_modules()
+    last = [layer for part in head for layer in part.modules() if isinstance(layer, nn.Linear)][-1]
     if sorted(theirs) != sorted(task.labels):
         log.warning(
             "the student's classifier is for the labels %s, and starts anew for %s",
@@ -286,7 +284,7 @@ def _order_outputs(model: ExitModel, theirs: Sequence[str], task: Task) -> None:
         )
         last.reset_parameters()
         return
-    order = [list(theirs).index(label) for label in task.labels]
+    order = [theirs.index(label) for label in task.labels]
     with torch.no_grad():
         for parameter in last.parameters():
             parameter.copy_(parameter[order].clone())

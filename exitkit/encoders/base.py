@@ -113,7 +113,7 @@ class Encoder(ABC):
 
     def anatomy(self) -> Anatomy:
         """The weights by what their axes count; only where `cuts`."""
-        raise NotImplementedError(f"{type(self).__name__} does not tell what its weights are")
+        raise TypeError(f"{type(self).__name__} cuts nothing: it does not tell what its weights are")
 
     def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor] | None:
         """Queries, keys and values of layer `index` (from 0), each [T, H, D]; None in families that do not tell."""

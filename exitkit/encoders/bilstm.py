@@ -33,8 +33,7 @@ class BiLSTMEncoder(Encoder):
 
     def layer(self, index: int, stream: Stream) -> Tensor:
         """The stream is in order of length, shorter sequences first, so ranks are its numbers from the end."""
-        if stream.active is not None:
-            raise NotImplementedError("an LSTM cannot compute some words only; schedules are refused before this")
+        assert stream.active is None, "schedules that halt words are refused where words_halt is False"
         sequences, lengths = stream.sequences, torch.tensor(stream.lengths)
         order = steps(stream.position, sequences - 1 - stream.home, sequences)
         sizes = (lengths[:, None] > torch.arange(stream.lengths[-1])).sum(dim=0)  # on the host, as LSTMs ask for it

@@ -28,8 +28,7 @@ class PaddedEncoder(Encoder):
 
     def layer(self, index: int, stream: Stream) -> Tensor:
         """Cells of padding hold zeros, as in stock models behind their embeddings, and are masked."""
-        if stream.active is not None:
-            raise NotImplementedError("stock layers cannot compute some words only; schedules are refused before this")
+        assert stream.active is None, "schedules that halt words are refused where words_halt is False"
         lengths = stream.lengths
         if lengths[0] == lengths[-1]:  # in order of length, so they are all alike
             return self.padded_layer(index, stream.hidden.view(len(lengths), lengths[0], -1), None).flatten(0, 1)

@@ -36,7 +36,8 @@ class Start:
 
     model: ExitModel
     tokenizer: PreTrainedTokenizerBase
-    fine_tuned: bool  # the stock head came with the checkpoint and answers the data's labels
+    fine_tuned: bool  # the stock head came with the checkpoint and has an output for each of the data's labels
+    labels: tuple[str, ...]  # what the checkpoint calls the outputs of a head that came with it; else empty
 
 
 def starting_model(
@@ -98,7 +99,7 @@ def starting_model(
     fine_tuned = fitted and not fresh
     if task.kind == Tagging.kind and not fine_tuned:  # somebody's tagger has learnt words as its tokenizer has them
         tokenizer = _of_words(tokenizer, source)
-    return Start(model, tokenizer, fine_tuned)
+    return Start(model, tokenizer, fine_tuned, theirs if fine_tuned and theirs and task.labels else ())
 
 
 def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
