@@ -11,12 +11,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers import cli, weights_of
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from typer.testing import CliRunner
 
 import exitkit
-from exitkit.cli import app
 from exitkit.data import demo
 from exitkit.data.sources import read
 from exitkit.distiller import Distiller
@@ -24,16 +22,6 @@ from exitkit.errors import UsageError
 from exitkit.plugins import Plugin, collect, installed
 
 QUICK = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 96}
-
-
-def cli(*args: object) -> dict:
-    result = CliRunner().invoke(app, [*(str(one) for one in args), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
 def logits_of(folder: Path, texts: list[str]) -> torch.Tensor:

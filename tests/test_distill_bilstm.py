@@ -11,6 +11,7 @@ import pytest
 import torch
 from artifacts import byte_level, byte_level_checkpoint
 from datasets import Dataset
+from helpers import cli, weights_of
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -18,10 +19,8 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
-from typer.testing import CliRunner
 
 import exitkit
-from exitkit.cli import app
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows, read
 from exitkit.distillation import fit
@@ -165,16 +164,6 @@ def test_words_have_vectors_of_their_own_and_only_words_that_both_see_are_compar
 
 
 # --- end to end
-
-
-def cli(*args: object) -> dict:
-    result = CliRunner().invoke(app, [*(str(one) for one in args), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
 def test_a_bilstm_is_calibrated_benchmarked_and_asked_like_any_other_student(trained: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import distil_interrupted
 
 import exitkit
 from exitkit import config
@@ -147,15 +148,8 @@ def test_a_resumed_run_keeps_its_size(
         "teacher": str(trained), "output": tmp_path / "s", "data": "demo:reviews", "max_train_samples": 64,
         "epochs": 1, "target_speedup": 1.5,
     }  # fmt: skip
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("exitkit.distillation.distill.run_phases", stop)
-        with pytest.raises(KeyboardInterrupt):
-            exitkit.distill(**settings)
-    monkeypatch.setattr("exitkit.distillation.fit.fit", stop)
+    distil_interrupted(**settings)
+    monkeypatch.delattr("exitkit.distillation.fit.fit")  # the size is known
     student = exitkit.distill(**settings, resume=True)["student"]
     assert (student["layers"], student["width"]) == (2, 32)
     assert (student["speedup"]["predicted"], student["speedup"]["measured"]) == (pytest.approx(2.0), 1.7)

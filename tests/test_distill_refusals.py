@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import distil_interrupted
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -219,19 +220,10 @@ def test_a_config_for_texts_without_types_is_refused_for_pairs(trained: Path, en
         exitkit.distill(data=pairs, student=student, **given)
 
 
-def test_a_student_that_is_changed_meanwhile_is_not_gone_on_with(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_student_that_is_changed_meanwhile_is_not_gone_on_with(trained: Path, tmp_path: Path) -> None:
     student = checkpoint(trained, tmp_path / "student", lambda model: None)
     given = {"teacher": str(trained), "student": str(student), "output": tmp_path / "s", **QUICK}
-
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("exitkit.distillation.distill.run_phases", dies)
-        with pytest.raises(KeyboardInterrupt):
-            exitkit.distill(**given)
+    distil_interrupted(**given)
     checkpoint(trained, student, lambda model: model.classifier.weight.data.add_(1))
     with pytest.raises(UsageError, match="the weights of --student have changed"):
         exitkit.distill(resume=True, **given)

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers import weights_of
 from transformers import AutoModelForSequenceClassification
 
 import exitkit
 from exitkit.errors import UsageError
 
 QUICK = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 96}
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
 TWO_PHASES = {**QUICK, "method": "layers", "student_width": 16, "training": {"save_steps": 2}}

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from artifacts import byte_level, byte_level_checkpoint
+from helpers import cli
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
-from typer.testing import CliRunner
 
 import exitkit
-from exitkit.cli import app
 from exitkit.config import Training
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows, read
@@ -326,12 +325,6 @@ def test_a_raw_text_that_is_kept_back_is_left_out(tmp_path: Path) -> None:
 
 
 # --- end to end
-
-
-def cli(*args: object) -> dict:
-    result = CliRunner().invoke(app, [*(str(one) for one in args), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("method", ["logits", "layers", "minilm"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import weights_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
@@ -129,10 +130,6 @@ def test_epochs_of_a_phase_are_set_by_its_name(encoder: Path, tmp_path: Path) ->
 
 
 # --- going on after an interruption
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
 @pytest.fixture(scope="module")

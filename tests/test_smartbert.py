@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from exitkit_policies.skip_gate import LinearGate
+from helpers import weights_of
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
@@ -399,10 +400,6 @@ def test_losses_count_from_the_larger_of_full_and_gated_score(gated: list[int] |
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
 class Killed(BaseException):

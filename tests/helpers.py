@@ -1,0 +1,40 @@
+"""What several tests do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import exitkit
+from exitkit.cli import app
+
+
+def cli(*args: object) -> dict[str, Any]:
+    """The JSON of a command that works."""
+    result = CliRunner().invoke(app, [*(str(one) for one in args), "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of an artifact."""
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
+
+
+def distil_interrupted(**settings: Any) -> None:
+    """Begin to distil, and press Control-C when the first phase starts."""
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exitkit.distillation.distill.run_phases", dies)
+        with pytest.raises(KeyboardInterrupt):
+            exitkit.distill(**settings)
