@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from exitkit import config
+from exitkit import config, parsing
 from exitkit.config import Choice
 
 FILE = Path(__file__).with_name("commands.md")
@@ -62,7 +62,7 @@ def text() -> str:
     for name, (model, about) in COMMANDS.items():
         parts.append(f"## exitkit {name}\n\n{about}\n")
         parts.append("| setting | values | default | |\n|---|---|---|---|")
-        parts += [_row(key, field) for key, field in config.ordered(model).items()]
+        parts += [_row(key, field) for key, field in parsing.ordered(model).items()]
         parts.append("")
     parts.append("## Listings\n")
     parts += [f"- `exitkit {name}`: {about}" for name, about in LISTINGS.items()]
@@ -71,7 +71,7 @@ def text() -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     extra: Any = field.json_schema_extra
-    option = config.option(name) if extra["cli"] else "file or --set"
+    option = parsing.option(name) if extra["cli"] else "file or --set"
     short = f", -{extra['short'].lstrip('-')}" if extra["short"] else ""
     about = (field.description or "").replace("|", "\\|")
     return f"| `{name}` ({option}{short}) | {_values(field.annotation)} | {_default(field)} | {about} |"

@@ -214,7 +214,8 @@ def test_a_folder_that_is_no_artifact_is_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["2x", "2", "2.0x"])
 def test_speedups_are_written_in_three_ways(target: str) -> None:
-    from exitkit.config import CalibrateConfig, parse
+    from exitkit.config import CalibrateConfig
+    from exitkit.parsing import parse
 
     assert parse(CalibrateConfig, {"target_speedup": target}).target_speedup == 2.0
 

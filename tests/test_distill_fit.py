@@ -10,7 +10,7 @@ import torch
 from helpers import distil_interrupted
 
 import exitkit
-from exitkit import config
+from exitkit import parsing
 from exitkit.calibration.layer_time import LayerTimes, Line
 from exitkit.clock import Times
 from exitkit.config import DistillConfig
@@ -55,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def fitted(teacher: Teacher, **given: object) -> fit.Fit:
-    settings = config.parse(DistillConfig, given)
+    settings = parsing.parse(DistillConfig, given)
     students = students_of(Logits(), teacher, REGISTRY)
     return fit.fit(settings, teacher, students, read("demo:reviews", "train[:70]"), teacher.task, REGISTRY)
 
@@ -122,7 +122,7 @@ def test_a_speedup_that_no_student_has_is_refused(given: dict, teacher: Teacher,
 def test_sizes_that_exclude_each_other(trained: Path) -> None:
     for given in ({"student": "config.json"}, {"student_layers": 2, "student_width": 16}):
         with pytest.raises(UsageError, match="leave out --student-layers"):
-            config.parse(DistillConfig, {"target_speedup": "2x", **given})
+            parsing.parse(DistillConfig, {"target_speedup": "2x", **given})
 
 
 def test_the_student_is_built_and_its_speed_reported(trained: Path, tmp_path: Path, clock: list[float]) -> None:

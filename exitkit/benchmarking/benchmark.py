@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitkit import clock, config, layout, runtime
+from exitkit import clock, layout, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.benchmarking.breakdown import Judged, breakdown
 from exitkit.benchmarking.contenders import PACKED, Contender, contenders, fixed_exits, warn_of_drift
@@ -66,8 +66,8 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
     """
     if settings is None:
         given = {"artifacts": [Path(folder) for folder in artifacts]} if artifacts else {}
-        settings = config.parse(BenchmarkConfig, {**fields, **given})
-    config.require(settings, "artifacts")
+        settings = parsing.parse(BenchmarkConfig, {**fields, **given})
+    parsing.require(settings, "artifacts")
     registry = installed()
     device = runtime.device(settings)
     dtype = runtime.inference_dtype(settings)

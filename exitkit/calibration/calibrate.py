@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from exitkit import artifact, config, model_card, runtime
+from exitkit import artifact, config, model_card, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
@@ -49,8 +49,8 @@ def calibrate(
         within `max_drop`); policy.yaml then is left as it was, and `advice` says what would help.
     """
     if settings is None:
-        settings = config.parse(CalibrateConfig, {**fields, **({"artifact": Path(folder)} if folder else {})})
-    config.require(settings, "artifact")
+        settings = parsing.parse(CalibrateConfig, {**fields, **({"artifact": Path(folder)} if folder else {})})
+    parsing.require(settings, "artifact")
     if (settings.target_speedup is None) == (settings.max_drop is None):
         raise UsageError("give exactly one of --target-speedup (like 3x) and --max-drop (like 0.01).")
     assert settings.artifact is not None

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from exitkit import artifact, config
+from exitkit import artifact, parsing
 from exitkit.artifact import Artifact, Card, ModelArtifact
 from exitkit.cascades.model import Cascade
 from exitkit.config import CascadeConfig
@@ -139,8 +139,8 @@ def cascade(*models: str | Path, settings: CascadeConfig | None = None, **fields
     """
     if settings is None:
         given = {"artifacts": [Path(model) for model in models]} if models else {}
-        settings = config.parse(CascadeConfig, {**fields, **given})
-    config.require(settings, "artifacts", "output")
+        settings = parsing.parse(CascadeConfig, {**fields, **given})
+    parsing.require(settings, "artifacts", "output")
     folder = settings.output
     assert folder is not None
     _check_output(folder, settings.overwrite)

@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.logging import RichHandler
 
-from exitkit.config import Choice, merge, option, ordered, require
+from exitkit.config import Choice
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.parsing import merge, option, ordered, require
 
 COMMON = "Common"
 POSITIONAL = {"artifact": "DIR", "artifacts": "DIR..."}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import artifact, config, runtime
+from exitkit import artifact, config, parsing, runtime
 from exitkit.artifact import Artifact, write_text
 from exitkit.calibration import search
 from exitkit.calibration.calibrate import calibration_rows, chosen_metric, columns_of
@@ -57,8 +57,8 @@ def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, A
     Raises:
         UsageError: an option is wrong, or the folder holds another comparison.
     """
-    settings = settings or config.parse(CompareConfig, fields)
-    config.require(settings, "model", "data", "output", "recipes", "policies")
+    settings = settings or parsing.parse(CompareConfig, fields)
+    parsing.require(settings, "model", "data", "output", "recipes", "policies")
     assert settings.output is not None
     registry = installed()
     for name in settings.recipes:
@@ -122,7 +122,7 @@ def _same_comparison(folder: Path, settings: CompareConfig) -> None:
                 "another folder."
             )
     if differing:
-        names = ", ".join(config.option(key) for key in differing)
+        names = ", ".join(parsing.option(key) for key in differing)
         raise UsageError(f"--output {folder} holds a comparison with other settings ({names}); name another folder.")
     write_text(file, json.dumps({**plain, "options": {**known, **options}}) + "\n")
 

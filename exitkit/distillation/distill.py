@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import config, notation
+from exitkit import notation, parsing
 from exitkit.config import Choice, DistillConfig
 from exitkit.data.splits import label_array
 from exitkit.distillation import map_search
@@ -48,8 +48,8 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
         UsageError: a setting is missing or not allowed, or teacher, data and student do not fit each other.
         ExitkitError: data or models cannot be read, the disk is full, or training fails.
     """
-    settings = settings or config.parse(DistillConfig, fields)
-    config.require(settings, "teacher", "output")
+    settings = settings or parsing.parse(DistillConfig, fields)
+    parsing.require(settings, "teacher", "output")
     if settings.data is None and settings.unlabelled is None:
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
     partial = _check_output(settings)

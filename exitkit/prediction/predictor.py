@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exitkit import config, runtime
+from exitkit import config, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration.calibrate import held_settings
 from exitkit.calibration.search import Candidate, pick
@@ -118,8 +118,8 @@ class Predictor:
         """The schedule that arguments of `predict` mean."""
         choice = None
         if policy is not None:
-            choice = config.parse(PredictConfig, {"policy": policy}).policy
-        wanted = None if speedup is None else config.parse(PredictConfig, {"speedup": speedup}).speedup
+            choice = parsing.parse(PredictConfig, {"policy": policy}).policy
+        wanted = None if speedup is None else parsing.parse(PredictConfig, {"speedup": speedup}).speedup
         return stored_plan(self.artifact, self.registry, choice, wanted, max_exit)
 
     def answered(
@@ -179,7 +179,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: str = "auto", t
         UsageError: the folder is not an artifact.
         ExitkitError: one of its files is missing or damaged.
     """
-    where = config.parse(config.Common, {"device": device, "precision": precision, "threads": threads})
+    where = parsing.parse(config.Common, {"device": device, "precision": precision, "threads": threads})
     registry = installed()
     model = open_artifact(Path(folder), registry, runtime.device(where), runtime.inference_dtype(where))
     return Predictor(model, registry)
@@ -264,7 +264,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
     Returns:
         A summary: rows answered, lines skipped, exits taken.
     """
-    config.require(settings, "artifact")
+    parsing.require(settings, "artifact")
     assert settings.artifact is not None
     source = "-" if settings.input == "-" else Path(settings.input)
     registry = installed()

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from exitkit import artifact
-from exitkit.config import Training, option
+from exitkit.config import Training
 from exitkit.errors import UsageError
 from exitkit.model import ExitModel
+from exitkit.parsing import option
 
 TRAINING = "training"  # the trainer's own state; removed when the model is complete
 RUN = "run.json"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from exitkit import config, runtime
+from exitkit import parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.config import TrainConfig
 from exitkit.data.batches import limit
@@ -55,8 +55,8 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         UsageError: a setting is missing or not allowed.
         ExitkitError: data or model cannot be read, or training fails.
     """
-    settings = settings or config.parse(TrainConfig, fields)
-    config.require(settings, "model", "output")
+    settings = settings or parsing.parse(TrainConfig, fields)
+    parsing.require(settings, "model", "output")
     if settings.data is None:
         raise UsageError("missing --data. Give it on the command line, or in the file of --config.")
     assert settings.output is not None
