@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.prediction import writing
-from exitkit.prediction.reading import BadLine, Line, read
+from exitkit.prediction.lines import BadLine, Line
+from exitkit.prediction.reading import read
 from exitkit.prediction.writing import open_writer
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8)

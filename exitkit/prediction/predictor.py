@@ -25,7 +25,8 @@ from exitkit.measure import full_model
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
-from exitkit.prediction.reading import BadLine, Line, read
+from exitkit.prediction.lines import BadLine, Line
+from exitkit.prediction.reading import read
 from exitkit.prediction.writing import open_writer
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch

@@ -1,0 +1,105 @@
+"""One input of `predict`: what is answered, or why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from exitkit.data.conll import listed
+
+T = TypeVar("T")
+Texts = tuple[str | list[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One input to answer.
+
+    `number` counts from 1, empty lines included: the physical line (of a csv row, the one it starts on), or
+    the row in parquet. `text_pair` is None exactly when the model takes one text.
+    """
+
+    number: int
+    text: str | list[str]  # a list holds words, where these are to be answered
+    text_pair: str | None
+
+    @property
+    def input(self) -> str | list[str] | tuple[str, str]:
+        """What is answered."""
+        if self.text_pair is None:
+            return self.text
+        assert isinstance(self.text, str)
+        return self.text, self.text_pair
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that cannot be answered; those after it still can. `number` as in `Line`."""
+
+    number: int
+    reason: str
+
+
+class Bad(Exception):
+    """Why one line cannot be answered; what is read below raises it, and `outcome` makes a BadLine of it."""
+
+
+def outcome(number: int, parse: Callable[[T], Texts], given: T) -> Line | BadLine:
+    """The line that `parse` makes of what was given, or why it makes none."""
+    try:
+        return Line(number, *parse(given))
+    except Bad as bad:
+        return BadLine(number, str(bad))
+
+
+def decode(raw: bytes) -> str:
+    """A line of UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        at = error.start
+        raise Bad(f"not UTF-8: byte 0x{raw[at]:02x}, number {at + 1} of the line") from None
+
+
+def words_or_text(value: object, name: str, kept: bool) -> str | list[str]:
+    """A text, or its words: in a list where these are to be answered, else with blanks between."""
+    if kept and isinstance(value, list):
+        return [text_of(word, f"word {number} of {name}") for number, word in enumerate(value, 1)]
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    return text_of(value, name)
+
+
+def split_words(field: str, column: str) -> list[str]:
+    """The words of a field: a JSON list, or between blanks."""
+    try:
+        return listed(field)
+    except ValueError as error:
+        raise Bad(f'\'{column}\' is not a list of words ({error}); write lists as JSON, such as ["a", "b"]') from None
+
+
+def text_of(value: object, name: str) -> str:
+    """The value, if it is a string that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise Bad(f"{name} is {kind_of(value)}, not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Bad(f"{name} holds half a surrogate pair, \\u{ord(value[error.start]):04x}") from None
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What JSON calls a value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
