@@ -115,7 +115,7 @@ def test_a_gate_says_the_same_of_a_sequence_in_any_company(kind: str) -> None:
 
 
 def test_a_kind_of_gate_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match="no gate of kind 'cubic'; there are attention, linear"):
+    with pytest.raises(ValueError, match="no gate of kind 'cubic'; there are linear, attention"):
         SkipGate.probe(SHAPE, "cubic")
 
 

@@ -6,12 +6,13 @@ import json
 import logging
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from exitkit_policies.skip_gate import LinearGate
+from exitkit_policies.skip_gate import AttentionGate, LinearGate
 from helpers import weights_of
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
@@ -38,7 +39,7 @@ from exitkit.training.trainer import RecipeTrainer, Watch
 REGISTRY = installed()
 TASK = Classification(("a", "b", "c"))
 QUICK = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 256}
-RECIPE = {"name": "smartbert", "learning_rate": 2e-3, "head_learning_rate": 2e-3, "gate": "linear"}
+RECIPE = {"name": "smartbert", "learning_rate": 2e-3, "head_learning_rate": 2e-3}
 
 
 def prepared(recipe: SmartBert) -> ExitModel:
@@ -212,8 +213,8 @@ def test_a_rate_above_the_target_is_pushed_down_and_the_published_penalty_only_p
         model = prepared(recipe)
         for progress in (0.0, 1.0):  # softly and through hard gates
             seen, _ = passed(recipe, model, GATES, tiny_batch(12), progress)
-            skips = [note.skip for note in seen.notes]
-            gradients = torch.autograd.grad(recipe.pressure(seen.notes), skips, allow_unused=True)
+            notes = [replace(note, skip=note.skip.detach().requires_grad_()) for note in seen.notes]  # each by itself
+            gradients = torch.autograd.grad(recipe.pressure(notes), [note.skip for note in notes])
             assert all((gradient * sign > 0).all() for gradient in gradients)
 
 
@@ -440,7 +441,7 @@ def test_what_only_training_needs_is_not_in_the_artifact(smart: tuple[Path, dict
     AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_the_artifact_remembers_the_kind_of_gate(smart: tuple[Path, dict, dict]) -> None:
+def test_gates_are_linear_and_come_back_trained(smart: tuple[Path, dict, dict]) -> None:
     folder, _, kept = smart
     model = artifact.read(folder, REGISTRY)
     assert model.card.probes == {"skip-gate": {"kind": "linear"}}
@@ -515,13 +516,16 @@ def test_train_calibrate_benchmark_predict(smart: tuple[Path, dict, dict], tmp_p
     assert all(0 <= answer["layers"] <= answer["exit"] for answer in answers)
 
 
-def test_other_exits_and_one_exit_train_too(encoder: Path, tmp_path: Path) -> None:
+def test_other_exits_one_exit_and_published_gates_train_too(encoder: Path, tmp_path: Path) -> None:
+    recipe = {**RECIPE, "gate": "attention"}
     for exits, count in ("2,4", 2), ("4", 1):
         folder = tmp_path / exits
         report = exitkit.train(
-            model=str(encoder), output=folder, exits=exits, recipe=RECIPE, **{**QUICK, "max_train_samples": 64}
+            model=str(encoder), output=folder, exits=exits, recipe=recipe, **{**QUICK, "max_train_samples": 64}
         )
         assert len(report["exits"]) == count
+        gates = artifact.read(folder, REGISTRY).model.probes["skip-gate"]
+        assert all(isinstance(gate, AttentionGate) for gate in gates), "the artifact remembers their kind"
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.8])

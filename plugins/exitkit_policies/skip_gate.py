@@ -42,8 +42,8 @@ class SkipGate(ExitPolicy):
         return "its gates judge whole sequences" if shape.task == "tagging" else None
 
     @classmethod
-    def probe(cls, shape: Shape, kind: str = "attention") -> nn.Module:
-        """One gate per layer: `attention`, the published one, or `linear` on the mean state."""
+    def probe(cls, shape: Shape, kind: str = "linear") -> nn.Module:
+        """One gate per layer: `linear` on the mean state or `attention`, the published one."""
         if kind not in GATES:
             raise ValueError(f"there is no gate of kind '{kind}'; there are {', '.join(GATES)}")
         return Gates(GATES[kind](shape.width) for _ in range(shape.layers))
@@ -144,7 +144,7 @@ class LinearGate(nn.Module):
         return len(lengths) * self.out.weight.numel()
 
 
-GATES: dict[str, Callable[[int], nn.Module]] = {"attention": AttentionGate, "linear": LinearGate}
+GATES: dict[str, Callable[[int], nn.Module]] = {"linear": LinearGate, "attention": AttentionGate}
 
 
 def owners(bounds: Tensor, tokens: int) -> Tensor | None:

@@ -47,7 +47,7 @@ class SmartBert(Recipe):
       `rate` and the published 0.04 for `published`.
     - `exit_states`: `met` trains an exit on the states that it meets at inference, with the sequences that have run a
       layer since the exit before; `published` on u of all sequences, also where the gate skips the layer.
-    - `gate`: the kind of gate, `attention` as published or `linear`.
+    - `gate`: the kind of gate, `linear` or `attention` as published.
     - `layer_contrast` and `exit_contrast` are η₁ and η₂, `..._temperature` divides similarities.
 
     Where it differs: gates and heads, which start from nothing, learn faster (published: 2e-5 for all); contrast leaves
@@ -59,7 +59,7 @@ class SmartBert(Recipe):
     learning_rate: float = 2e-5
     head_learning_rate: float = 2e-4
     gate_learning_rate: float = 5e-4
-    gate: str = "attention"
+    gate: str = "linear"
     penalty: str = "rate"
     skip_rate: float = 0.3
     gate_weight: float = 0.0
