@@ -119,6 +119,14 @@ def test_a_speedup_that_no_student_has_is_refused(given: dict, teacher: Teacher,
         fitted(teacher, target_speedup="50x", **given)
 
 
+def test_a_student_has_the_layers_that_its_exits_sit_on(teacher: Teacher, clock: list[float]) -> None:
+    found = fitted(teacher, target_speedup="2x", exits="1,3")
+    assert (found.layers, found.width) == (4, 16)
+    for given in ({"exits": "2,5"}, {"exits": "1,3", "student_layers": 2}):
+        with pytest.raises(UsageError, match=r"--exits \d,\d: the student has at most \d layers"):
+            fitted(teacher, target_speedup="2x", **given)
+
+
 def test_sizes_that_exclude_each_other(trained: Path) -> None:
     for given in ({"student": "config.json"}, {"student_layers": 2, "student_width": 16}):
         with pytest.raises(UsageError, match="leave out --student-layers"):

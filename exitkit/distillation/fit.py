@@ -87,10 +87,10 @@ def fit(
 ) -> Fit:
     """The largest student that is as much faster than its teacher as `settings.target_speedup` says.
 
-    It keeps its usual width, the teacher's, and as many layers as fit into the time. If fewer than two do, it gets the
-    largest width at which two or more fit. What is given of --student-layers and --student-width stays. The choice
-    comes from a measured table of layer times and is confirmed on the clock; where that says less, smaller ones are
-    tried, by what the table promises times what the clock made of it.
+    It keeps its usual width, the teacher's, and as many layers as fit into the time. If fewer than two do, or fewer
+    than --exits sit on, it gets the largest width at which that many fit. What is given of --student-layers and
+    --student-width stays. The choice comes from a measured table of layer times and is confirmed on the clock; where
+    that says less, smaller ones are tried, by what the table promises times what the clock made of it.
 
     Args:
         settings: with a target, and without a student that has a size of its own.
@@ -101,14 +101,17 @@ def fit(
         registry: knows the families.
 
     Raises:
-        UsageError: nothing that small can be built.
+        UsageError: nothing that small can be built, or an exit is to sit where no student has a layer.
     """
     target = settings.target_speedup
     assert target is not None
+    most = settings.student_layers or students.most_layers
+    highest = max(settings.exits or [1])
+    if highest > most:
+        raise UsageError(f"--exits {','.join(map(str, settings.exits or []))}: the student has at most {most} layers.")
     timed = _timed(rows, teacher, settings.seed)
     clock_ = _Clock(settings, teacher, students, timed, task, registry)
-    fewest = settings.student_layers or min(LEAST_LAYERS, students.most_layers)
-    most = settings.student_layers or students.most_layers
+    fewest = settings.student_layers or max(highest, min(LEAST_LAYERS, most))
     step = students.step * -(-students.width // (students.step * MOST_WIDTHS))
     widths = [settings.student_width] if settings.student_width else range(students.width, 0, -step)
     pace, tried = 1.0, []  # what the clock says ÷ what the table promises
