@@ -1,5 +1,6 @@
 """No network, one thread (tests of two workers share two cores), and clocks that look a few times only."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,19 @@ import torch
 torch.set_num_threads(1)
 
 pytest_plugins = ["artifacts"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_objects_to_look_through() -> Iterator[None]:
+    """Every training collects garbage; what the libraries hold for good is left out of that, and most of its time."""
+    import exitkit.distillation.distill
+    import exitkit.report.page
+    import exitkit.training.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

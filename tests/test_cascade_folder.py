@@ -106,8 +106,9 @@ def test_calibrate_benchmark_and_predict_take_a_cascade(both: Path, tmp_path: Pa
     layers = 4 * found["rows"] / (found["rows"] + 4 * found["exit_histogram"][1])
     assert found["measured_speedup"]["layers"] == pytest.approx(layers), "whoever goes on has run both"
     report = run(
-        "benchmark", both, "--policy", "cascade", "--policy", "entropy", "--speedups", "1x,1.5x", "-o", tmp_path
-    )
+        "benchmark", both, "--policy", "cascade", "--policy", "entropy", "--speedups", "1x,1.5x", "-o", tmp_path,
+        "--max-rows", 200,
+    )  # fmt: skip
     names = [one["name"] for one in report["baselines"]]
     assert names == ["fixed exit 1", "packed full depth", "plain transformers, padded"]
     small, full, _ = report["baselines"]

@@ -94,7 +94,7 @@ def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 def test_a_student_of_the_best_map(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "validation"):  # and no test, so that calibration rows are set aside from train
         (tmp_path / "data").mkdir(exist_ok=True)
-        rows = read("demo:reviews", f"{split}[:200]")
+        rows = read("demo:reviews", f"{split}[:120]")
         rows.data.cast_column("label", Value("string")).to_json(tmp_path / "data" / f"{split}.jsonl")
     settings = {
         "teacher": str(trained), "data": str(tmp_path / "data"), "label_names": ["0", "1"], "method": "layers",
