@@ -57,6 +57,25 @@ def from_stdin(content: bytes, *, pair: bool = False, **columns: Any) -> list[Li
     return list(read("-", expects_pair=pair, stdin=io.BytesIO(content), **columns))
 
 
+def test_columns_are_those_of_the_training_data_and_else_rank_as_they_do_there(tmp_path: Path) -> None:
+    row = b'{"title": "a", "question": "b", "passage": "c", "review": "d", "text": "e"}'
+    path = tmp_path / "a.jsonl"
+
+    def found(pair: bool, trained_on: tuple[str, str | None]) -> Any:
+        (line,) = lines_of(path, row, pair=pair, trained_on=trained_on)
+        return line.input if isinstance(line, Line) else line.reason
+
+    assert found(False, ("title", None)) == "a"
+    assert found(True, ("title", "review")) == ("a", "d")
+    assert found(True, ("title", "gone")) == ("b", "c")
+    assert found(False, ("gone", None)) == "a pair of texts (question/passage), but the model takes one text; " + (
+        "give the text column (--text-column)"
+    )
+    (line,) = lines_of(path, b'{"review": "d", "text": "e"}')
+    assert isinstance(line, Line)
+    assert line.text == "e"
+
+
 def test_reading_and_writing_load_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, exitkit.prediction.reading, exitkit.prediction.writing\n"
@@ -252,7 +271,7 @@ def test_a_bad_jsonl_line_says_why_and_reading_goes_on(tmp_path: Path, raw: byte
         (b'{"text": {"a": 1}}', False, "'text' is an object, not a string"),
         (b'{"text": false}', False, "'text' is a truth value, not a string"),
         (b'{"txet": "a"}', False, "no text; columns: txet."),
-        (b'{"text": "a", "review": "b"}', False, "several columns may be the text: text, review"),
+        (b'{"text": "a", "sentence": "b"}', False, "several columns may be the text: text, sentence"),
         (b'{"text": "\\ud800"}', False, "'text' holds half a surrogate pair, \\ud800"),
         (b'"\\udc80"', False, "the text holds half a surrogate pair, \\udc80"),
         (b'["a", "b"]', False, "a pair of texts, but the model takes one text"),
@@ -337,7 +356,7 @@ def test_a_bad_byte_in_parquet_says_where_and_reading_goes_on(tmp_path: Path) ->
             "unknown column 'txt'. Did you mean 'text'?",
         ),
         ("a.csv", b"text,text\n", False, {}, "there are 2 columns named 'text'"),
-        ("a.csv", b"text,review\n", False, {}, "several columns may be the text: text, review"),
+        ("a.csv", b"text,sentence\n", False, {}, "several columns may be the text: text, sentence"),
         ("a.csv", b"premise,hypothesis\n", False, {}, "a pair of texts (premise/hypothesis)"),
         ("a.csv", b"text,label\n", True, {}, "no pair of texts"),
         ("a.csv", b'"text"x,label\n', False, {}, "the header cannot be read"),

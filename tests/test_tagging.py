@@ -353,7 +353,7 @@ def test_predict_reads_words_as_training_did(name: str, tmp_path: Path) -> None:
     """A string in the column that was trained on, or in one of words, is split as training splits it."""
     fields = ["he runs.", '["New York", "is"]']
     by_hand = [["he", "runs."], ["New York", "is"]]
-    for column in ("mine", "tokens"):
+    for column in ("mine", "tokens", "Tokens"):
         table = pa.table({column: fields})
         if name.endswith("csv"):
             pd.DataFrame({column: fields}).to_csv(tmp_path / name, index=False)
@@ -363,9 +363,17 @@ def test_predict_reads_words_as_training_did(name: str, tmp_path: Path) -> None:
             pq.write_table(table, tmp_path / name)
         lines = read_inputs(
             tmp_path / name, text_column="mine" if column == "mine" else None, expects_pair=False, keeps_words=True,
-            words_column="mine",
+            trained_on=("mine", None),
         )  # fmt: skip
         assert [line.input for line in lines] == by_hand
+
+
+def test_bytes_that_are_no_text_make_one_bad_line(tmp_path: Path) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 2, [*pa.array(["ok", "xy"]).buffers()[:2], pa.py_buffer(b"ok\xff\xfe")])
+    pq.write_table(pa.table({"tokens": bad}), tmp_path / "a.parquet")
+    first, second = read_inputs(tmp_path / "a.parquet", expects_pair=False, keeps_words=True)
+    assert first.input == ["ok"]
+    assert second.reason == "not UTF-8: byte 0xff in 'tokens'"
 
 
 def test_parquet_has_spans_after_many_rows_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

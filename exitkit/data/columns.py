@@ -14,6 +14,10 @@ PAIRS = (
     ("question1", "question2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
+    ("question", "context"),
+    ("question", "passage"),
+    ("question", "answer"),
+    ("text1", "text2"),
 )
 # A name of an earlier rank wins; two of one rank are ambiguous. Complete pairs stand in the first rank.
 SINGLES = (("text", "sentence"), ("review", "content", "question"), ("tokens", "words"))
@@ -86,13 +90,13 @@ def _find_text(free: Sequence[str], asked: Columns, names: Sequence[str]) -> tup
     if not found:
         raise UsageError(
             f"no column looks like the text. Columns there are: {_listed(names)}. Say which with "
-            "--text-column (and --text-pair-column for pairs). In a csv or tsv file the first line must hold "
+            "--text-column (and --pair-column for pairs). In a csv or tsv file the first line must hold "
             "the column names."
         )
     if len(found) > 1:
         raise UsageError(
             f"more than one column may be the text: {' or '.join(map(_listed, found))}. Say which with "
-            "--text-column (and --text-pair-column for pairs)."
+            "--text-column (and --pair-column for pairs)."
         )
     text, *pair = found[0]
     return text, asked.text_pair or next(iter(pair), None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from exitkit.data.conll import listed
+from exitkit.prediction.text_columns import Wanted
 
 T = TypeVar("T")
 Texts = tuple[str | list[str], str | None]
@@ -62,21 +63,34 @@ def decode(raw: bytes) -> str:
         raise Bad(f"not UTF-8: byte 0x{raw[at]:02x}, number {at + 1} of the line") from None
 
 
-def words_or_text(value: object, name: str, kept: bool) -> str | list[str]:
-    """A text, or its words: in a list where these are to be answered, else with blanks between."""
-    if kept and isinstance(value, list):
+def text_or_words(value: object, column: str, wanted: Wanted) -> str | list[str]:
+    """What a column (or key) holds: words in a list where these are to be answered, else a text.
+
+    A string in a column of words is a JSON list of them, or has blanks between them. Lists are texts where none are to
+    be answered.
+    """
+    if isinstance(value, str) and wanted.is_words(column):
+        try:
+            return listed(value)
+        except ValueError as error:
+            raise Bad(
+                f'\'{column}\' is not a list of words ({error}); write lists as JSON, such as ["a", "b"]'
+            ) from None
+    return words_of(value, f"'{column}'") if wanted.keeps_words else text_of(joined(value), f"'{column}'")
+
+
+def words_of(value: object, name: str) -> str | list[str]:
+    """The words of a list, or a text."""
+    if isinstance(value, list):
         return [text_of(word, f"word {number} of {name}") for number, word in enumerate(value, 1)]
-    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
-        value = " ".join(value)
     return text_of(value, name)
 
 
-def split_words(field: str, column: str) -> list[str]:
-    """The words of a field: a JSON list, or between blanks."""
-    try:
-        return listed(field)
-    except ValueError as error:
-        raise Bad(f'\'{column}\' is not a list of words ({error}); write lists as JSON, such as ["a", "b"]') from None
+def joined(value: object) -> object:
+    """A list of strings as one text, anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        return " ".join(value)
+    return value
 
 
 def text_of(value: object, name: str) -> str:

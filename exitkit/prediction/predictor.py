@@ -259,6 +259,12 @@ def point_for(entry: Mapping[str, Any], speedup: float, currency: str | None = N
     return chosen if chosen.speedup[currency] >= 0.97 * speedup else None
 
 
+def _columns(model: Artifact) -> tuple[str, str | None] | None:
+    """The columns of its training data; None where rows were given without names."""
+    columns = model.card.data["columns"]
+    return None if columns.get("text") is None else (columns["text"], columns.get("text_pair"))
+
+
 def predict(settings: PredictConfig) -> dict[str, Any]:
     """Answer a file or stdin, as `exitkit predict` does. Memory does not grow with the number of rows.
 
@@ -278,7 +284,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         pair_column=settings.pair_column,
         expects_pair=bool(model.card.data["columns"].get("text_pair")),
         keeps_words=isinstance(model.task, Tagging),
-        words_column=column if (column := model.card.data["columns"].get("text")) != "text" else None,
+        trained_on=_columns(model),
     )
     skipped = Skipped()
     rows = lost = 0

@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from exitkit.data.columns import WORDS
 from exitkit.data.conll import CONLL, NotAWord, conll
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.prediction.lines import (
@@ -28,12 +27,12 @@ from exitkit.prediction.lines import (
     decode,
     kind_of,
     outcome,
-    split_words,
     text_of,
-    words_or_text,
+    text_or_words,
+    words_of,
 )
 from exitkit.prediction.tables import TAB, has_stray_quotes, parquet, table
-from exitkit.prediction.text_columns import Wanted, choose
+from exitkit.prediction.text_columns import Names, Wanted, choose
 
 BOM = b"\xef\xbb\xbf"
 
@@ -45,7 +44,7 @@ def read(
     pair_column: str | None = None,
     expects_pair: bool,
     keeps_words: bool = False,
-    words_column: str | None = None,
+    trained_on: Names | None = None,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Line | BadLine]:
     """The inputs in `path`, or on stdin for `-`, in order.
@@ -54,10 +53,10 @@ def read(
     empty texts in plain text, and skipped in jsonl and csv. Raises UsageError or ExitkitError for what
     concerns the whole file: a file is opened and its header checked before this returns; stdin is not touched
     before the first line is asked for. With `keeps_words` (tagging) lists of words stay lists, and CoNLL files are
-    read; strings are split as in training in columns called `words_column`, tokens or words.
+    read; strings are split as in training in columns called tokens or words, or as the training data's. Columns that
+    are not named are looked for under their names in the training data, `trained_on`, first.
     """
-    names = frozenset({words_column, *WORDS} - {None} if keeps_words else ())
-    wanted = Wanted(text_column, pair_column, expects_pair, keeps_words, names)
+    wanted = Wanted(text_column, pair_column, expects_pair, keeps_words, trained_on)
     if pair_column is not None and not expects_pair:
         raise UsageError(f"pair column '{pair_column}' was given, but the model takes one text; leave it out")
     if expects_pair and (text_column is None) != (pair_column is None):
@@ -182,17 +181,13 @@ def _json_texts(raw: bytes, wanted: Wanted) -> Texts:
                 text, pair = choose(list(row), wanted)
             except UsageError as error:
                 raise Bad(str(error)) from None
-            if text in wanted.in_words and isinstance(row[text], str):
-                return split_words(row[text], text), None
-            return words_or_text(row[text], f"'{text}'", wanted.keeps_words), None if pair is None else text_of(
-                row[pair], f"'{pair}'"
-            )
+            return text_or_words(row[text], text, wanted), None if pair is None else text_of(row[pair], f"'{pair}'")
         case str() as text:
             if wanted.expects_pair:
                 raise Bad("one text, but the model takes pairs")
             return text_of(text, "the text"), None
         case list() as values if wanted.keeps_words:
-            return words_or_text(values, "the sentence", True), None
+            return words_of(values, "the sentence"), None
         case [first, second]:
             if not wanted.expects_pair:
                 raise Bad("a pair of texts, but the model takes one text")

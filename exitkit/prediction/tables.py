@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.prediction.lines import Bad, BadLine, Line, Texts, outcome, split_words, text_of, words_or_text
-from exitkit.prediction.text_columns import SINGLES, Names, Wanted, choose
+from exitkit.prediction.lines import Bad, BadLine, Line, Texts, outcome, text_of, text_or_words
+from exitkit.prediction.text_columns import KNOWN, Names, Wanted, choose
 
 LONGEST_FIELD = 16 * 2**20  # characters of one csv field; Python's own limit, 128 Ki, is too short for documents
 TAB = "\t"
@@ -29,7 +29,7 @@ def table(lines: Iterable[bytes], delimiter: str, wanted: Wanted, quotes: bool =
         raise UsageError(f"the header cannot be read: {error}") from error
     if header is None:
         raise UsageError("is empty; the first line must name the columns")
-    parse = partial(_table_texts, header=header, columns=_header_columns(header, wanted), in_words=wanted.in_words)
+    parse = partial(_table_texts, header=header, columns=_header_columns(header, wanted), wanted=wanted)
     while True:
         number = rows.line_num + 1
         try:
@@ -80,20 +80,18 @@ def _header_columns(header: list[str], wanted: Wanted) -> Names:
             raise
         raise UsageError(
             f"has one column, and its first line, '{header[0][:80]}', is not a name that is known for a text "
-            f"({', '.join(SINGLES)}); add such a header, give the text column, or, if there is no header and "
+            f"({KNOWN}); add such a header, give the text column, or, if there is no header and "
             "each line is a text, rename the file to .txt"
         ) from error
 
 
-def _table_texts(row: list[str], header: list[str], columns: Names, in_words: frozenset[Any]) -> Texts:
+def _table_texts(row: list[str], header: list[str], columns: Names, wanted: Wanted) -> Texts:
     if len(row) != len(header):
         raise Bad(f"wrong number of fields: {len(row)}, where the header has {len(header)}")
     if any("\0" in field for field in row):
         raise Bad("holds a NUL byte")
     text, pair = columns
-    if text in in_words:
-        return split_words(_field(row, header, text), text), None
-    return _field(row, header, text), None if pair is None else _field(row, header, pair)
+    return text_or_words(_field(row, header, text), text, wanted), None if pair is None else _field(row, header, pair)
 
 
 def _field(row: list[str], header: list[str], column: str) -> str:
@@ -138,17 +136,13 @@ def _check_holds_text(column: str, kind: Any, keeps_words: bool) -> None:
 
 
 def _parquet_texts(row: tuple[Any, ...], columns: list[str], wanted: Wanted) -> Texts:
-    if wanted.keeps_words:
-        value = row[0].as_py()
-        if columns[0] in wanted.in_words and isinstance(value, str):
-            return split_words(value, columns[0]), None
-        return words_or_text(value, f"'{columns[0]}'", True), None
-    texts = [_cell(cell, column) for cell, column in zip(row, columns, strict=True)]
-    return texts[0], texts[1] if len(texts) == 2 else None
+    values = [_value(cell, column) for cell, column in zip(row, columns, strict=True)]
+    pair = text_of(values[1], f"'{columns[1]}'") if len(values) == 2 else None
+    return text_or_words(values[0], columns[0], wanted), pair
 
 
-def _cell(cell: Any, column: str) -> str:
+def _value(cell: Any, column: str) -> object:
     try:
-        return text_of(cell.as_py(), f"'{column}'")
+        return cell.as_py()
     except UnicodeDecodeError as error:
         raise Bad(f"not UTF-8: byte 0x{error.object[error.start]:02x} in '{column}'") from None

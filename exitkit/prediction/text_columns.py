@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
-from exitkit.data.columns import WORDS
+from exitkit.data.columns import PAIRS, SINGLES, WORDS
 from exitkit.errors import UsageError, one_of
 
-SINGLES = ("text", "sentence", "question", "review", "content", "tokens", "words")
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("question", "context"),
-    ("question", "passage"),
-    ("question", "answer"),
-    ("text", "text_pair"),
-    ("text1", "text2"),
-)
+KNOWN = ", ".join(chain.from_iterable(SINGLES))
 Names = tuple[str, str | None]
 
 
@@ -32,18 +21,29 @@ class Wanted:
     pair: str | None
     expects_pair: bool
     keeps_words: bool = False
-    in_words: frozenset[Any] = frozenset()  # columns whose strings are words
+    trained_on: Names | None = None  # the columns of the training data
+
+    def is_words(self, name: str) -> bool:
+        """Whether strings in a column are words: in tagging where it is called so, or as in training."""
+        as_trained = self.trained_on is not None and name == self.trained_on[0] != "text"
+        return self.keeps_words and (as_trained or name.lower() in WORDS)
 
 
 def choose(names: Sequence[str], wanted: Wanted) -> Names:
-    """The columns (or keys) of the text and its pair: those asked for, else the only ones of a usual name."""
+    """The columns (or keys) of the text and its pair.
+
+    Those asked for, else those of the training data where they are here, else the only ones of a usual name; names
+    rank as in training.
+    """
     if wanted.text is not None:
         chosen: Names = wanted.text, wanted.pair
+    elif wanted.trained_on is not None and {*wanted.trained_on} - {None} <= {*names}:
+        chosen = wanted.trained_on
     elif wanted.expects_pair:
         chosen = _only_pair(names)
     else:
-        in_words = [name for name in names if name in wanted.in_words or name.lower() in WORDS]
-        chosen = _only_single(in_words if wanted.keeps_words and in_words else names), None
+        in_words = [name for name in names if wanted.is_words(name)]
+        chosen = _only_single(in_words or names), None
     for column in chosen:
         if column is not None and column not in names:
             raise UsageError(one_of("column", column, names))
@@ -72,13 +72,12 @@ def _only_single(names: Sequence[str]) -> str:
             f"a pair of texts ({'/'.join(pairs[0])}), but the model takes one text; "
             "give the text column (--text-column)"
         )
-    match [name for usual in SINGLES for name in dict.fromkeys(names) if name.lower() == usual]:
+    ranks = ([name for usual in rank for name in dict.fromkeys(names) if name.lower() == usual] for rank in SINGLES)
+    match next(filter(None, ranks), []):
         case [single]:
             return single
         case []:
-            raise UsageError(
-                f"no text; columns: {_listed(names)}. Known names: {', '.join(SINGLES)}. Give the text column"
-            )
+            raise UsageError(f"no text; columns: {_listed(names)}. Known names: {KNOWN}. Give the text column")
         case several:
             raise UsageError(f"several columns may be the text: {', '.join(several)}; give the text column")
 
