@@ -28,7 +28,7 @@ def _speedup(value: Any) -> Any:
 
 
 def _list(value: Any) -> Any:
-    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _numbers(value: Any) -> Any:
@@ -76,7 +76,7 @@ def _teachers(value: Any) -> Any:
     parts = [value] if isinstance(value, str | Path) else value
     if not isinstance(parts, list | tuple):
         return value
-    return [name for part in parts for name in str(part).split(",") if name]
+    return [name for part in parts for name in _list(str(part))]
 
 
 def _layer_map(value: Any) -> Any:

@@ -118,3 +118,8 @@ def test_a_commands_own_settings_come_first() -> None:
 def test_a_layer_map_may_be_a_list() -> None:
     assert parse(DistillConfig, {"layer_map": [2, 0, 8]}).layer_map == "2,0,8"
     assert parse(DistillConfig, {"layer_map": 3}).layer_map == "3"
+
+
+def test_blanks_around_the_parts_of_a_list_are_not_part_of_them() -> None:
+    asked = parse(DistillConfig, {"label_names": "no, yes ,", "teacher": "one, two"})
+    assert (asked.label_names, asked.teacher) == (["no", "yes"], ["one", "two"])

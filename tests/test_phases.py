@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import weights_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import exitkit
@@ -256,6 +257,27 @@ def test_only_the_same_command_goes_on(change: dict, words: str, encoder: Path, 
         exitkit.train(resume=True, **{**given, **change})
     run = json.loads((tmp_path / "model.partial/training/run.json").read_text())
     assert run["seed"] == 42
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_model_that_is_changed_meanwhile_is_not_gone_on_with(file: str, encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder, folder)
+    given = {"model": str(folder), "output": tmp_path / "model", **QUICK}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exitkit.training.train.score_exits", lambda *a: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            exitkit.train(**given)
+    if file == "tokenizer.json":
+        text = (folder / file).read_text()
+        (folder / file).write_text(text.replace('"lowercase": true', '"lowercase": false').replace('"film"', '"xfilm"'))
+        assert (folder / file).read_text() != text
+    else:
+        weights = load_file(folder / file)
+        weights[next(iter(weights))].add_(1)
+        save_file(weights, folder / file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="the weights or tokenizer of --model have changed"):
+        exitkit.train(resume=True, **given)
 
 
 # --- adversarial training

@@ -35,9 +35,13 @@ class Teacher:
     max_length: int
     order: tuple[int, ...] | None = None  # columns of its logits in the order of the first teacher's labels
 
-    def content(self) -> str:
-        """16 hex digits over what it answers with: weights and config, not names and places."""
-        return content_of(self.model.stock, None, repr((self.order, self.max_length)))
+    def content(self, how_it_reads: bool = False) -> str:
+        """16 hex digits over what it answers with, weights and config, not names and places.
+
+        Its tokenizer is in them where `how_it_reads` says so; what it makes of rows may stand beside them instead.
+        """
+        tokenizer = self.tokenizer if how_it_reads else None
+        return content_of(self.model.stock, tokenizer, repr((self.order, self.max_length)))
 
     def logits(self, found: Tensor) -> Tensor:
         """Logits [..., C] in the order of the first teacher's labels."""

@@ -95,8 +95,8 @@ class Work:
         """Content hashes of what a resumed run must find again."""
         found = {
             "training rows": self.job.rows.hash(),
-            "teachers": " ".join(teacher.content() for teacher in self.teachers),
-            **({} if self.inner is None else {"weights of the model that is looked into": self.inner.content()}),
+            "teachers": " ".join(teacher.content(how_it_reads=True) for teacher in self.teachers),
+            **({} if self.inner is None else {"weights of the model that is looked into": self.inner.content(True)}),
             **({} if self.begun is None else {"weights of --student": self.begun}),
         }
         return found if self.job.unlabelled is None else {**found, "unlabelled rows": self.job.unlabelled.hash()}

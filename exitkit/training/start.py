@@ -29,6 +29,9 @@ from exitkit.tasks import Tagging, Task
 
 log = logging.getLogger("exitkit")
 
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "bpe")
+"""How the names of all files begin that some tokenizer is read from."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -97,7 +100,8 @@ def starting_model(
     model = ExitModel(stock, encoder, range(1, layers + 1) if exits is None else exits, pooling, scale)
     fitted = theirs is not None and len(theirs) == task.outputs and meant in (None, task.problem_type)
     fine_tuned = fitted and not fresh
-    if task.kind == Tagging.kind and not fine_tuned:  # somebody's tagger has learnt words as its tokenizer has them
+    own = tokenizer is not spare
+    if task.kind == Tagging.kind and own and not fine_tuned:  # a tagger has learnt words as its tokenizer has them
         tokenizer = _of_words(tokenizer, source)
     return Start(model, tokenizer, fine_tuned, theirs if fine_tuned and theirs and task.labels else ())
 
@@ -134,19 +138,34 @@ def open_checkpoint(
         raise UsageError(f"{option} {source}: {what}.")
     try:
         config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise UsageError(
-            f"{option} {source}: neither a folder nor a model that can be fetched: {' '.join(str(error).split())[:300]}"
+            f"{option} {source}: neither a folder nor a model that can be fetched: {_one_line(error)}"
         ) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files at all
-        if spare is None:
-            raise UsageError(
-                f"{option} {source}: it has no tokenizer (tokenizer.json, or what its family has instead). Save the "
-                "one that the model was trained with beside it: tokenizer.save_pretrained(folder)."
-            )
-        tokenizer = spare
+    found = _tokenizer(source, option)
+    tokenizer = spare if found is None else found
+    if tokenizer is None:
+        raise UsageError(
+            f"{option} {source}: it has no tokenizer (tokenizer.json, or what its family has instead). Save the "
+            "one that the model was trained with beside it: tokenizer.save_pretrained(folder)."
+        )
     return config, tokenizer
+
+
+def _tokenizer(source: str, option: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint, or None where there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        folder = Path(source)
+        if folder.is_dir() and not any(file.name.startswith(TOKENIZER_FILES) for file in folder.iterdir()):
+            return None  # some families say so, others make one without words
+        raise UsageError(f"{option} {source}: its tokenizer cannot be read: {_one_line(error)}") from error
+    return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import card_of, publish, report_of, score_exits, score_gates, speed
 from exitkit.training.partial import check_output, open_partial, same_run
 from exitkit.training.phases import Job, Spent, check, run_phases
-from exitkit.training.start import label_order, starting_model
+from exitkit.training.start import content_of, label_order, starting_model
 
 log = logging.getLogger("exitkit")
 
@@ -86,7 +86,10 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     job = Job(model, tokenizer, recipe, data.train, data.task, max_length, weights, settings, device, unlabelled)
     check(job, phases)
     folder = open_partial(partial, settings.resume)
-    content = {"training rows": data.train.hash()}
+    content = {
+        "training rows": data.train.hash(),
+        "weights or tokenizer of --model": content_of(model.stock, tokenizer),
+    }
     same_run(partial, settings, content if unlabelled is None else {**content, "unlabelled rows": unlabelled.hash()})
     spent = _run(job, phases, folder, start.fine_tuned)
     sample = Sample(data.evaluation, tokenizer, max_length, data.task, device)
