@@ -43,7 +43,7 @@ HEAD = """# Commands
 
 Written by `python docs/reference.py` from the program; a test keeps it true.
 
-Every command takes `--config FILE.yaml` (any setting below, by its name in the first column), `--set
+Every command below takes `--config FILE.yaml` (any setting below, by its name in the first column), `--set
 dotted.key=value` (over the flags, which stand over the file), `--json` (one object on stdout, everything else on
 stderr; a failure prints `{"error": ...}`) and `--debug` (tracebacks). Exit code 0: done. 1: failed, with a message.
 2: bad usage. 130: interrupted.

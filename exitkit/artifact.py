@@ -283,12 +283,18 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return loaded
 
 
+TORCH_WRITERS = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""What torch's own errors about files that cannot be written have in them."""
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn what libraries raise where a file cannot be written, as on a full disk, into an ExitkitError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(writer in str(error) for writer in TORCH_WRITERS):
+            raise
         raise ExitkitError(
             f"{folder}: cannot write there: {' '.join(str(error).split())}. Free some space, or see who may write, and "
             "go on with --resume."

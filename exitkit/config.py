@@ -25,6 +25,7 @@ from exitkit.notation import (
     Speedup,
     Speedups,
     Teachers,
+    layer_map,
     named,
 )
 
@@ -193,6 +194,17 @@ class DistillConfig(Training):
             raise ValueError("--no-exits and --exits exclude each other")
         return self
 
+    @model_validator(mode="after")
+    def _one_layer_map(self) -> DistillConfig:
+        """`method.layer_map` is `--layer-map` by another name."""
+        options = self.method.options
+        if "layer_map" in options:
+            if self.layer_map is not None:
+                raise ValueError("--layer-map and method.layer_map are one option; leave one out")
+            self.layer_map = layer_map(options.pop("layer_map"))
+            self.method = Choice(name=self.method.name, **options)
+        return self
+
 
 class CascadeConfig(BaseModel):
     """`exitkit cascade`."""
@@ -215,8 +227,8 @@ class CalibrateConfig(Common, DataColumns):
     policy: Annotated[
         Chosen,
         flag(
-            "Exit policy, see 'exitkit plugins' (default: entropy; tagging: token-window; regression: patience; "
-            "cascades: cascade).",
+            "Exit policy, see 'exitkit plugins' (default: entropy; tagging: token-window, or sentence where words "
+            "cannot halt; regression: patience; cascades: cascade).",
             short="-p",
         ),
     ] = Choice()

@@ -18,11 +18,6 @@ log = logging.getLogger("exitkit")
 
 README = "README.md"
 MARK = "<!-- written by exitkit: remove this line to keep your own changes -->"
-PIPELINES = {
-    "classification": "text-classification",
-    "multi-label": "text-classification",
-    "regression": "text-classification",
-}
 
 
 def write(folder: Path, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> None:

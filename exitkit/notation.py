@@ -79,7 +79,7 @@ def _teachers(value: Any) -> Any:
     return [name for part in parts for name in _list(str(part))]
 
 
-def _layer_map(value: Any) -> Any:
+def layer_map(value: Any) -> str | None:
     """A list of layers is as good as its text."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else None if value is None else str(value)
 
@@ -110,7 +110,7 @@ Names = Annotated[list[str], BeforeValidator(_list)]
 Sizes = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_numbers)]
 Exits = Annotated[list[int] | None, BeforeValidator(_exits)]
 Teachers = Annotated[list[str], BeforeValidator(_teachers)]
-LayerMap = Annotated[str | None, BeforeValidator(_layer_map)]
+LayerMap = Annotated[str | None, BeforeValidator(layer_map)]
 Bytes = Annotated[str, BeforeValidator(_bytes)]
 LabelNames = Annotated[list[str] | None, BeforeValidator(_list)]
 Metric = Annotated[str | None, BeforeValidator(_metric)]

@@ -120,6 +120,13 @@ def test_a_layer_map_may_be_a_list() -> None:
     assert parse(DistillConfig, {"layer_map": 3}).layer_map == "3"
 
 
+def test_a_layer_map_may_stand_beside_its_method() -> None:
+    found = parse(DistillConfig, {"method": {"name": "layers", "layer_map": [2, 4], "attention": False}})
+    assert (found.layer_map, found.method.options) == ("2,4", {"attention": False})
+    with pytest.raises(UsageError, match="are one option"):
+        parse(DistillConfig, {"method": {"name": "layers", "layer_map": "last"}, "layer_map": "uniform"})
+
+
 def test_blanks_around_the_parts_of_a_list_are_not_part_of_them() -> None:
     asked = parse(DistillConfig, {"label_names": "no, yes ,", "teacher": "one, two"})
     assert (asked.label_names, asked.teacher) == (["no", "yes"], ["one", "two"])

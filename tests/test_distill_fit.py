@@ -127,6 +127,17 @@ def test_a_student_has_the_layers_that_its_exits_sit_on(teacher: Teacher, clock:
             fitted(teacher, target_speedup="2x", **given)
 
 
+def test_a_student_that_cannot_start_as_it_is_to_is_not_timed(teacher: Teacher, clock: list[float]) -> None:
+    found = fitted(teacher, target_speedup="2x", extract="tokens")
+    assert (found.layers, found.width) == (2, 32), "a narrower one could not have the teacher's token embeddings"
+    for given in ({"target_speedup": "2x", "student_width": 16}, {"target_speedup": "4x"}):
+        reason = (
+            "no student of width 16 can start so: the student's table" if "student_width" in given else "width 32, is"
+        )
+        with pytest.raises(UsageError, match=reason):
+            fitted(teacher, extract="tokens", **given)
+
+
 def test_sizes_that_exclude_each_other(trained: Path) -> None:
     for given in ({"student": "config.json"}, {"student_layers": 2, "student_width": 16}):
         with pytest.raises(UsageError, match="leave out --student-layers"):

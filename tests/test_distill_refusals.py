@@ -229,6 +229,18 @@ def test_a_student_that_is_changed_meanwhile_is_not_gone_on_with(trained: Path, 
         exitkit.distill(resume=True, **given)
 
 
+def test_a_family_that_nothing_is_cut_out_of_takes_a_config(encoder: Path, tmp_path: Path) -> None:
+    teacher = unsupported(tmp_path / "a", encoder)
+    for name, size, start in (("alike", 8, "tokens"), ("other", 4, "none")):
+        config = AutoConfig.from_pretrained(teacher)
+        config.num_hidden_layers, config.embedding_size = 2, size
+        config.save_pretrained(tmp_path / name)
+        given = {"teacher": str(teacher), "student": str(tmp_path / name), "output": tmp_path / f"{name}-s", **QUICK}
+        assert exitkit.distill(**given)["student"]["extract"] == start
+        with pytest.raises(UsageError, match=r"nothing can be cut out of the family 'albert'.*--extract tokens"):
+            exitkit.distill(extract="impt", overwrite=True, **given)
+
+
 def test_a_student_without_a_tokenizer_reads_with_the_teachers(trained: Path, tmp_path: Path) -> None:
     student = untokenized(trained, tmp_path / "student")
     exitkit.distill(teacher=str(trained), student=str(student), output=tmp_path / "s", **QUICK)

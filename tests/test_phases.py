@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import weights_of
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import exitkit
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
-from exitkit.errors import UsageError
+from exitkit.errors import ExitkitError, UsageError
 from exitkit.loop import full_pass
 from exitkit.plugins import installed
 from exitkit.stream import pack
@@ -257,6 +258,26 @@ def test_only_the_same_command_goes_on(change: dict, words: str, encoder: Path, 
         exitkit.train(resume=True, **{**given, **change})
     run = json.loads((tmp_path / "model.partial/training/run.json").read_text())
     assert run["seed"] == 42
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("kept", ["optimizer.pt", "scheduler.pt", "model.safetensors"])
+def test_a_full_disk_is_one_message_whatever_does_not_fit(kept: str, encoder: Path, tmp_path: Path) -> None:
+    right, folder = torch.save, tmp_path / "model.partial/training"
+
+    def save(value, path, *rest, **more):
+        right(value, "/dev/full" if str(path).endswith(kept) else path, *rest, **more)
+
+    def save_file(values, path, **more):
+        raise SafetensorError("I/O error: No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.save", save)
+        if kept == "model.safetensors":
+            patch.setattr("exitkit.training.trainer.save_file", save_file)
+        with pytest.raises(ExitkitError, match=f"{folder}.*: cannot write there: .*go on with --resume"):
+            exitkit.train(model=str(encoder), output=tmp_path / "model", **QUICK)
+    exitkit.train(model=str(encoder), output=tmp_path / "model", resume=True, **QUICK)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])

@@ -117,6 +117,8 @@ def test_a_gate_says_the_same_of_a_sequence_in_any_company(kind: str) -> None:
 def test_a_kind_of_gate_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="no gate of kind 'cubic'; there are linear, attention"):
         SkipGate.probe(SHAPE, "cubic")
+    with pytest.raises(ValueError, match="no gate of kind '\\['linear'\\]'"):
+        SkipGate.probe(SHAPE, ["linear"])
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from exitkit.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows
 from exitkit.distillation.extraction import misfit
-from exitkit.distillation.student import NONE, TOKENS, bare, resized
+from exitkit.distillation.student import NONE, TOKENS, bare, other_tables, resized
 from exitkit.distillation.teacher import Teacher
 from exitkit.distiller import Students
 from exitkit.errors import UsageError
@@ -115,9 +115,13 @@ def fit(
     step = students.step * -(-students.width // (students.step * MOST_WIDTHS))
     widths = [settings.student_width] if settings.student_width else range(students.width, 0, -step)
     pace, tried = 1.0, []  # what the clock says ÷ what the table promises
+    smallest, why = None, None
     for width in widths:
-        if clock_.unfit(width):
+        unfit = clock_.unfit(width)
+        if unfit is not None:
+            why = unfit
             continue
+        smallest = width
         for layers in range(most, fewest - 1, -1):
             if pace * clock_.predicted(layers, width) < REACHED * target:
                 continue
@@ -128,9 +132,11 @@ def fit(
                 return _settled(max(tried, key=lambda one: min(one.measured, REACHED * target)))
     if tried:
         return _settled(max(tried, key=lambda one: one.measured))
+    if smallest is None:
+        raise UsageError(f"--target-speedup {target:g}x: no student of width {widths[-1]} can start so: {why}")
     raise UsageError(
-        f"--target-speedup {target:g}x: the smallest student, {fewest} layers of width {widths[-1]}, is "
-        f"{clock_.predicted(fewest, widths[-1]):.2f}x as fast as the teacher here. Ask for less, allow fewer "
+        f"--target-speedup {target:g}x: the smallest student, {fewest} layers of width {smallest}, is "
+        f"{clock_.predicted(fewest, smallest):.2f}x as fast as the teacher here. Ask for less, allow fewer "
         "--student-layers, or add exits: exitkit calibrate speeds up the student once more."
     )
 
@@ -175,11 +181,14 @@ class _Clock:
             self.tables[width] = layer_time.measure(self._bare(1, width), self.timed, BATCH)
         return self.full / self._seconds(self.tables[width], layers)
 
-    def unfit(self, width: int) -> bool:
-        """Whether no student of this width can be cut out of the teacher, where it is to be."""
-        if not self.students.pieces or self.settings.extract in (TOKENS, NONE):
-            return False
-        return misfit(self._bare(1, width), self.teacher.model) is not None
+    def unfit(self, width: int) -> str | None:
+        """Why no student of this width can start with what it is to have of the teacher; None when one can."""
+        extract = self.settings.extract
+        if extract == TOKENS:
+            return other_tables(self._bare(1, width).stock, self.teacher)
+        if not self.students.pieces or extract == NONE:
+            return None
+        return misfit(self._bare(1, width), self.teacher.model)
 
     def measured(self, target: float, layers: int, width: int) -> Fit:
         """In turn with the teacher, on the same batches."""

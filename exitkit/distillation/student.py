@@ -125,7 +125,7 @@ def new_student(
         config = _config(Path(source))
     encoder = registry.encoder(config.model_type)
     stock = _built(source, config, task)
-    how = _extraction(settings, stock, students, encoder, teacher, registry)
+    how = _extraction(settings, stock, students, encoder, teacher)
     every = range(1, len(encoder(stock).blocks) + 1)
     student = Student(
         ExitModel(stock, encoder, every if exits is None else exits, pooling, scale), teacher.tokenizer, how
@@ -193,7 +193,7 @@ def _can_cut(encoder: type[Encoder], teacher: Teacher, registry: Registry) -> No
         raise UsageError(
             f"--teacher {teacher.source}: no smaller model can be cut out of the family "
             f"'{teacher.model.stock.config.model_type}'; out of these it can: {known}. Give a model or a config.json "
-            "as --student, and --extract none."
+            "as --student."
         )
 
 
@@ -203,18 +203,17 @@ def _extraction(
     students: Students | None,
     encoder: type[Encoder],
     teacher: Teacher,
-    registry: Registry,
 ) -> str:
     """How the student starts. Raises UsageError: with something of the teacher that does not fit."""
-    ours, theirs = (list(_table(one).shape) for one in (stock, teacher.model.stock))
-    if settings.extract == TOKENS and ours != theirs:
+    other = other_tables(stock, teacher) if settings.extract == TOKENS else None
+    if other is not None:
         raise UsageError(
-            f"--extract tokens: the student's table of token embeddings is {ours}, and the teacher's {theirs}. Give "
-            "the student one of that size, or start from random weights: --extract none."
+            f"--extract tokens: {other} Give the student one of that size, or start from random weights: "
+            "--extract none."
         )
     if settings.extract in (TOKENS, NONE):
         return settings.extract
-    why = _no_piece(stock.config, students, encoder, teacher, registry)
+    why = _no_piece(stock.config, students, encoder, teacher)
     if why is None:
         return settings.extract or "impt"
     if settings.extract is None and not (students is not None and students.pieces):
@@ -232,7 +231,7 @@ def _extraction(
 
 def _less(stock: PreTrainedModel, teacher: Teacher, why: str | None) -> str:
     """What a student starts with that is no piece of its teacher; `why` it is none goes into a warning."""
-    how = TOKENS if _table(stock).shape == _table(teacher.model.stock).shape else NONE
+    how = TOKENS if other_tables(stock, teacher) is None else NONE
     if why is not None:
         but = ", but for its teacher's token embeddings" if how == TOKENS else ""
         log.warning("the student starts from random weights%s: %s", but, why)
@@ -291,7 +290,7 @@ def _order_outputs(begun: Start, task: Task) -> None:
 
 
 def _no_piece(
-    config: PreTrainedConfig, students: Students | None, encoder: type[Encoder], teacher: Teacher, registry: Registry
+    config: PreTrainedConfig, students: Students | None, encoder: type[Encoder], teacher: Teacher
 ) -> str | None:
     """Why a student is no piece of its teacher, as a sentence; None when it can be one."""
     theirs = teacher.model.stock.config
@@ -299,8 +298,15 @@ def _no_piece(
         return f"this method builds students of the family '{config.model_type}', which are no pieces of their teacher."
     if config.model_type != theirs.model_type:
         return f"the student is '{config.model_type}' and the teacher '{theirs.model_type}'."
-    _can_cut(encoder, teacher, registry)
+    if not encoder.cuts:
+        return f"nothing can be cut out of the family '{config.model_type}'."
     return why_not(size_of(config, encoder), size_of(theirs, encoder))
+
+
+def other_tables(stock: PreTrainedModel, teacher: Teacher) -> str | None:
+    """Why a student cannot have its teacher's token embeddings, as a sentence; None when it can."""
+    ours, theirs = (list(_table(one).shape) for one in (stock, teacher.model.stock))
+    return None if ours == theirs else f"the student's table of token embeddings is {ours}, and the teacher's {theirs}."
 
 
 def _table(stock: PreTrainedModel) -> Tensor:

@@ -59,11 +59,16 @@ class Encoder(ABC):
     native: ClassVar[bool] = True
     """Whether layers run on the packed stream; else stock ones do, on padded batches."""
     words_halt: ClassVar[bool] = True
-    """Whether a layer can compute some words only, while the others are still read."""
+    """Whether a layer can compute some words only, while the others are still read; usually where it is `native`."""
     cuts: ClassVar[bool] = False
     """Whether `anatomy`, `attention_inputs` and `resized` are there: smaller models can be cut out and taught."""
     inner_name: ClassVar[str] = "intermediate_size"
     """What the config calls the units of the feed-forward."""
+
+    def __init_subclass__(cls) -> None:
+        """Stock layers compute all words of a batch, so words halt only where a family that runs them says they can."""
+        if "native" in cls.__dict__ and "words_halt" not in cls.__dict__:
+            cls.words_halt = cls.native
 
     def __init__(self, stock: PreTrainedModel) -> None:
         self.stock = stock

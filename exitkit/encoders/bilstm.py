@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -32,11 +34,9 @@ class BiLSTMEncoder(Encoder):
         return hidden
 
     def layer(self, index: int, stream: Stream) -> Tensor:
-        """The stream is in order of length, shorter sequences first, so ranks are its numbers from the end."""
+        """Of all tokens at once, step by step of their sequences."""
         assert stream.active is None, "schedules that halt words are refused where words_halt is False"
-        sequences, lengths = stream.sequences, torch.tensor(stream.lengths)
-        order = steps(stream.position, sequences - 1 - stream.home, sequences)
-        sizes = (lengths[:, None] > torch.arange(stream.lengths[-1])).sum(dim=0)  # on the host, as LSTMs ask for it
+        order, sizes = _order(stream.lengths, stream.hidden.device)
         new: Tensor = self.base.layers[index](stream.hidden.index_select(0, order), sizes)
         return torch.empty_like(new).index_copy(0, order, new)
 
@@ -60,6 +60,20 @@ class BiLSTMEncoder(Encoder):
         Projecting narrow embeddings is part of no layer.
         """
         return LayerCost(key=6 * self.width**2, query=0, pair=0)
+
+
+@lru_cache(maxsize=64)
+def _order(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """In what order a PackedSequence has the tokens of a stream, and its sizes on the host; the same for all layers.
+
+    A stream is in order of length, shorter sequences first, so ranks are its numbers from the end.
+    """
+    with torch.inference_mode(False):  # training may use what prediction has computed
+        counts = torch.tensor(lengths)
+        rank = torch.arange(len(lengths)).flip(0).repeat_interleave(counts)
+        place = torch.cat([torch.arange(length) for length in lengths])
+        sizes = (counts[:, None] > torch.arange(lengths[-1])).sum(dim=0)
+        return steps(place, rank, len(lengths)).to(device), sizes
 
 
 AutoConfig.register(BiLSTMConfig.model_type, BiLSTMConfig)

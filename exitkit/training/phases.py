@@ -179,7 +179,8 @@ def _run(job: Job, phase: Phase, state: Path, encoded: Dataset) -> dict[str, flo
     if not np.isfinite(report["train_loss"]):
         raise ExitkitError(
             f"training diverged: the loss of phase '{phase.name}' is {report['train_loss']}. Lower the learning "
-            "rates (--set recipe.learning_rate=2e-5), or check the model's weights for NaN."
+            "rates (--set recipe.learning_rate=2e-5; in distill method.learning_rate), or check the model's weights "
+            "for NaN."
         )
     samples = report["train_samples_per_second"] * report["train_runtime"]
     return {"samples": samples, "seconds": time.perf_counter() - started}

@@ -44,9 +44,10 @@ class SkipGate(ExitPolicy):
     @classmethod
     def probe(cls, shape: Shape, kind: str = "linear") -> nn.Module:
         """One gate per layer: `linear` on the mean state or `attention`, the published one."""
-        if kind not in GATES:
+        make = GATES.get(str(kind))
+        if make is None:
             raise ValueError(f"there is no gate of kind '{kind}'; there are {', '.join(GATES)}")
-        return Gates(GATES[kind](shape.width) for _ in range(shape.layers))
+        return Gates(make(shape.width) for _ in range(shape.layers))
 
     def gate(self, before: Passage, state: State) -> Tensor | None:
         """Who runs the next layer."""
@@ -155,7 +156,7 @@ def owners(bounds: Tensor, tokens: int) -> Tensor | None:
 
 
 def sum_within(rows: Tensor, bounds: Tensor) -> Tensor:
-    """Sum [S, n] of the rows [T, n] of every sequence, the same whatever stands beside it."""
+    """Sum [S, n] of the rows [T, n] of every sequence; what stands beside it does not enter."""
     if bounds.shape[0] == 2:
         return rows.sum(dim=0, keepdim=True)
     return embedding_bag(torch.arange(rows.shape[0], device=rows.device), rows, bounds[:-1], mode="sum")
