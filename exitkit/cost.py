@@ -6,7 +6,7 @@ Adds, norms, activations and embedding look-ups are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,18 +120,24 @@ class ReplayCost:
     def speedups(self, outcome: Outcome) -> dict[str, float]:
         """Layers and flops of an outcome, as `speedups` counts them for a live trace."""
         taken = outcome.exit.numpy() - 1
-        top, below = self.layer_of_exit[taken], self.below_exit[taken]  # [N]
         spent = float(self.paid[taken].sum())
-        for layer, (cost, model) in enumerate(zip(self.price.layers, self.models, strict=True), start=1):
+        for cost, there in zip(self.price.layers, self.computing(outcome), strict=True):
+            spent += _layer(cost, *there)
+        return {
+            "layers": self.price.full_layers * len(taken) / float((self.layer_of_exit - self.below_exit)[taken].sum()),
+            "flops": self.full / spent,
+        }
+
+    def computing(self, outcome: Outcome) -> Iterator[tuple[Counts, Counts]]:
+        """Layer by layer of all models: the keys and the queries of every sequence, [S] each, 0 where it is done."""
+        taken = outcome.exit.numpy() - 1
+        top, below = self.layer_of_exit[taken], self.below_exit[taken]  # [N]
+        for layer, model in enumerate(self.models, start=1):
             computing = (below < layer) & (layer <= top)
             active = self._sums(self.tokens[model], computing)
             runs = active > 0
             context = runs & ~(self._sums(self.one, ~computing) > 0) if self.context_halts else runs
-            spent += _layer(cost, self.lengths[model] * runs, active + self.context[model] * context)
-        return {
-            "layers": self.price.full_layers * len(taken) / float((top - below).sum()),
-            "flops": self.full / spent,
-        }
+            yield self.lengths[model] * runs, active + self.context[model] * context
 
     def _sums(self, values: Counts, units: npt.NDArray[np.bool_]) -> Counts:
         """Sums of [N] values over some units of each sequence: [S]."""

@@ -30,7 +30,8 @@ from typer.testing import CliRunner
 
 import exitkit
 from exitkit import artifact
-from exitkit.calibration.layer_time import _exit_step
+from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime, _exit_step
+from exitkit.calibration.study import Study
 from exitkit.cli import app
 from exitkit.cost import ReplayCost, flops, full_work, prices
 from exitkit.data.batches import encode
@@ -553,6 +554,44 @@ def test_active_tokens_are_those_of_the_trace_and_of_the_replayed_cost(context_h
     found = cost.speedups(Outcome(trace.logits, trace.exit))
     full = flops(full_work(trace.work, len(trace.exit)), price)
     assert found["flops"] == pytest.approx(full / flops(trace.work, price), rel=1e-12)
+
+
+def test_predicted_time_of_words_is_that_of_as_many_tokens_as_their_work_is_worth() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    recording, price = record(model, [rows]), prices(model)
+    one = np.array([1.0])
+    times = LayerTimes(
+        embed=Line(one, one, 0 * one), layer=Line(one, 2 * one, 0.1 * one), exit=Line(one, 0.5 * one, 0 * one),
+        last=Line(one, 0.25 * one, 0.01 * one),
+    )  # fmt: skip
+    clock = PredictedTime(recording, [times], batch_size=24, reads_logits=True)
+    cost = ReplayCost(recording, price, reads_logits=True, context_halts=True)
+    tokens, layers = float(recording.lengths.sum()), model.shape.layers
+    full = 1 + layers * (2 + 0.1 * tokens) + 0.25 + 0.01 * tokens
+    assert clock.full == pytest.approx(full)
+
+    def speedup(exits: torch.Tensor) -> float:
+        return clock.speedup_of_words(Outcome(recording.logits[-1], exits), cost)
+
+    last, first = (torch.full_like(recording.sequence, exit) for exit in (layers, 1))
+    assert speedup(last) == pytest.approx(full / (full + 0.5 * (layers - 1)))
+    assert speedup(first) == pytest.approx(full / (1 + 2 + 0.1 * tokens + 0.5))
+    waits = first.clone()
+    waits[0] = 2  # one word goes on: its sentence is read by it, and by nothing else
+    length, own = float(recording.lengths[0, 0]), float(recording.tokens[0])
+    layer = price.layers[1]
+    worth = (layer.key * length + layer.query * own) / (layer.key + layer.query)
+    both = 1 + 2 + 0.1 * tokens + 0.5 + 2 + 0.1 * worth + 0.5
+    assert speedup(waits) == pytest.approx(full / both)
+
+
+@pytest.mark.parametrize(("currency", "expected"), [("flops", False), ("time", True)])
+def test_searches_in_time_predict_the_time_of_words(currency: str, expected: bool, tagger: Path) -> None:
+    registry = installed()
+    study = Study(artifact.read(tagger, registry), registry, read("demo:tags", "validation[:40]"), "accuracy", 1)
+    held = {"window": 1, "growth": 8.0}
+    found = study.candidates("token-window", held, currency)
+    assert any(one.speedup["time"] != one.speedup["flops"] for one in found) is expected
 
 
 def test_context_that_halts_computes_less() -> None:

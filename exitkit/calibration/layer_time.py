@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from exitkit.clock import seconds_of
+from exitkit.cost import ReplayCost
 from exitkit.loop import compact
 from exitkit.model import ExitModel
 from exitkit.progress import bar
@@ -170,6 +171,30 @@ class PredictedTime:
     def speedup(self, outcome: Outcome) -> float:
         """Seconds of the full model ÷ seconds of the outcome."""
         return self.full / self.seconds(outcome)
+
+    def speedup_of_words(self, outcome: Outcome, cost: ReplayCost) -> float:
+        """`speedup` where words leave one by one, with the work that `cost` counts.
+
+        A layer takes as long as for as many sequences and so many tokens as its work is worth: halted words are keys
+        only. So a layer of one sentence costs nearly all of its time however few of its words compute.
+        """
+        (times,) = self.times
+        everyone = self._counts(np.ones(self.recording.sequences, dtype=bool), 0)
+        total = float(times.embed(*everyone).sum())
+        exits = dict(zip(self.layers, range(1, len(self.layers) + 1), strict=True))
+        for layer, (price, (keys, queries)) in enumerate(
+            zip(cost.price.layers, cost.computing(outcome), strict=True), start=1
+        ):
+            worth = (price.key * keys + price.query * queries) / (price.key + price.query)
+            sequences, tokens, asked = (
+                np.add.reduceat(counts.astype(np.float64), self.batches) for counts in (keys > 0, worth, queries)
+            )
+            total += float(times.layer(sequences, tokens).sum())
+            if layer == self.layers[-1]:
+                total += float(times.last(sequences, asked).sum())
+            elif exits.get(layer, 0) >= self.asks_from:
+                total += float(times.exit(sequences, asked).sum())
+        return self.full / total
 
     def _counts(self, there: npt.NDArray[np.bool_], model: int) -> tuple[Table, Table]:
         """Sequences and tokens of every batch that are still there, as a model reads them: [batches] each."""

@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from exitkit.measure import Sample, Scored, full_model, gated_answers, reference
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy, reads_heads
 from exitkit.progress import bar
-from exitkit.replay import record, replay
+from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
 from exitkit.stream import own
 from exitkit.tasks import Answers
@@ -39,6 +39,7 @@ TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batc
 ROUNDS = 3
 GUESSES = 60  # values of a real-valued knob that are replayed to guess what is worth a run
 MOST_LIVE = 24  # settings that are run
+WIDE = 32  # rows of a batch at least, where only answers and exits are wanted
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class Study:
         self.task = model.task
         self.sample = Sample.of(rows, model)
         self.batches = self.sample.batches(batch_size)
-        with bar("recording exits", len(self.batches)) as advance:
+        self._wide = self.sample.batches(max(batch_size, WIDE))  # where nothing is timed: answers are the same
+        with bar("recording exits", len(self._wide)) as advance:
 
             def counted() -> Any:
-                for batch in self.batches:
+                for batch in self._wide:
                     yield batch
                     advance()
 
@@ -91,7 +93,7 @@ class Study:
         self.limits = limits
         """Rules around every policy; change them before candidates are asked for."""
         self.keeps_runs = keeps_runs
-        self._runs: dict[tuple[str, Limits], Runs] = {}
+        self._runs: dict[tuple[str, Limits, bool], Runs] = {}
         self._gated: dict[str, Answers | None] = {}
 
     @cached_property
@@ -113,9 +115,11 @@ class Study:
             return pareto.candidates(pareto.space(name, policy, held, shape), self.evaluator(name), currency)
         if not self.rewrites(name):
             return search.candidates(name, policy, held, shape, self.evaluator(name), currency)
-        guesses = search.candidates(name, policy, held, shape, self._replayed(name, guess=True), currency, GUESSES)
-        promising = search.spread(guesses, currency, MOST_LIVE)
-        evaluate = self.evaluator(name)
+        guess = self._replayed(name, guess=True, timed=currency == "time")
+        promising = search.spread(
+            search.candidates(name, policy, held, shape, guess, currency, GUESSES), currency, MOST_LIVE
+        )
+        evaluate = self.evaluator(name, timed=currency == "time")
         plans = [schedule(name, policy, guess.settings, shape, self.limits) for guess in promising]
         return sorted((evaluate(plan) for plan in plans), key=lambda candidate: candidate.speedup[currency])
 
@@ -126,40 +130,63 @@ class Study:
         policy, shape = self.registry.policy(name), self.model.model.shape
         if not self.rewrites(name):
             return list(found)
-        return pareto.nearer(pareto.space(name, policy, held, shape), found, self.evaluator(name), currency, target)
+        where, evaluate = pareto.space(name, policy, held, shape), self.evaluator(name, timed=currency == "time")
+        return pareto.nearer(where, found, evaluate, currency, target)
 
-    def evaluator(self, name: str) -> search.Evaluate:
-        """What gives a setting's candidate: a replay, or a run for policies that rewrite later states."""
+    def evaluator(self, name: str, timed: bool = False) -> search.Evaluate:
+        """What gives a setting's candidate: a replay, or a run for policies that rewrite later states.
+
+        Runs predict their time where `timed` says so and words leave one by one; elsewhere flops stand for it.
+        """
         if not self.rewrites(name):
             return self._replayed(name)
-        key = (name, self.limits)
+        timed = timed and self._words_leave(name)
+        key = (name, self.limits, timed)
         if key not in self._runs:
             file = runs_file(self.model.folder, name) if self.keeps_runs else None
-            self._runs[key] = Runs(self._run, self._about(name), file)
+            self._runs[key] = Runs(partial(self._run, timed=timed), {**self._about(name), "timed": timed}, file)
         return self._runs[key]
 
-    def _replayed(self, name: str, guess: bool = False) -> search.Evaluate:
-        """Candidates by replay. A guess is quick: flops stand for time, and the share of right units for the score."""
-        policy = self.registry.policy(name)
-        asks_from = self.limits.min_exit if policy.start is ExitPolicy.start else 1
-        reads, probe = reads_heads(policy), self.price.probes.get(name, 0)
+    def _words_leave(self, name: str) -> bool:
+        """Whether a policy rewrites later states in that words halt, and in no other way."""
+        return self.rewrites(name) and not self.registry.policy(name).rewrites
+
+    def _replayed(self, name: str, guess: bool = False, timed: bool = True) -> search.Evaluate:
+        """Candidates by replay. In a guess the share of right units stands for the score.
+
+        Without `timed` flops stand for time.
+        """
         worth = self._share_right if guess else self._worth
-        clock_ = None
-        if not guess:
-            clock_ = layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, asks_from)
+        clock_ = self._clock(name) if timed else None
+        of_words = self._words_leave(name)
 
         def evaluate(plan: Schedule) -> Candidate:
-            outcome = replay(self.recording, replace(plan, limits=self.limits))
-            cost = ReplayCost(self.recording, self.price, reads, asks_from, probe, plan.first.context_halts)
+            outcome, cost = replay(self.recording, replace(plan, limits=self.limits)), self._cost(plan)
             counted = cost.speedups(outcome)
+            time = counted["flops"]
+            if clock_ is not None:
+                time = clock_.speedup_of_words(outcome, cost) if of_words else clock_.speedup(outcome)
             return Candidate(
                 settings=plan.settings,
-                speedup={**counted, "time": clock_.speedup(outcome) if clock_ else counted["flops"]},
+                speedup={**counted, "time": time},
                 score=worth(outcome.logits),
                 taken=outcome.exit,
             )
 
         return evaluate
+
+    def _asks_from(self, name: str) -> int:
+        """The first exit that a policy is asked at."""
+        return self.limits.min_exit if self.registry.policy(name).start is ExitPolicy.start else 1
+
+    def _clock(self, name: str) -> layer_time.PredictedTime:
+        reads = reads_heads(self.registry.policy(name))
+        return layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, self._asks_from(name))
+
+    def _cost(self, plan: Schedule) -> ReplayCost:
+        reads, probe = reads_heads(type(plan.first)), self.price.probes.get(plan.name, 0)
+        asks_from, halts = self._asks_from(plan.name), plan.first.context_halts
+        return ReplayCost(self.recording, self.price, reads, asks_from, probe, halts)
 
     def _worth(self, logits: Tensor) -> float:
         """The score of units' final logits."""
@@ -195,7 +222,7 @@ class Study:
     def gated(self, name: str) -> Answers | None:
         """What the last exit answers behind a policy's gates; None for a policy without gates."""
         if name not in self._gated:
-            self._gated[name] = gated_answers(name, self.model, self.registry, self.sample, self.batches)
+            self._gated[name] = gated_answers(name, self.model, self.registry, self.sample, self._wide)
         return self._gated[name]
 
     def score_to_lose(self, name: str) -> float:
@@ -221,13 +248,16 @@ class Study:
             turn = clock.turn_of(self.batch_size, len(batches))
             return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance, turn)
 
-    def _run(self, plan: Schedule) -> Candidate:
+    def _run(self, plan: Schedule, timed: bool = False) -> Candidate:
         plan = replace(plan, limits=self.limits)
-        trace = run_all(self.model, self.batches, plan, f"running {plan.name}")
+        trace = run_all(self.model, self._wide, plan, f"running {plan.name}")
         counted = speedups(trace, self.price)
+        time = counted["flops"]  # a first guess, corrected by live runs
+        if timed:
+            time = self._clock(plan.name).speedup_of_words(Outcome(trace.logits, trace.exit), self._cost(plan))
         return Candidate(
             settings=plan.settings,
-            speedup={**counted, "time": counted["flops"]},  # a first guess, corrected by live runs
+            speedup={**counted, "time": time},
             score=self._worth(trace.logits),
             taken=torch.stack([trace.exit, trace.layers]),
         )
