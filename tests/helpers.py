@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,21 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
+def train_interrupted(**settings: Any) -> None:
+    """Train, and press Control-C when all is trained and only scores are missing."""
+    _interrupted("exitkit.training.train.score_exits", exitkit.train, settings)
+
+
 def distil_interrupted(**settings: Any) -> None:
     """Begin to distil, and press Control-C when the first phase starts."""
+    _interrupted("exitkit.distillation.distill.run_phases", exitkit.distill, settings)
 
+
+def _interrupted(where: str, command: Callable[..., object], settings: dict[str, Any]) -> None:
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exitkit.distillation.distill.run_phases", dies)
+        patch.setattr(where, dies)
         with pytest.raises(KeyboardInterrupt):
-            exitkit.distill(**settings)
+            command(**settings)

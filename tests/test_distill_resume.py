@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import weights_of
+from helpers import distil_interrupted, weights_of
 from transformers import AutoModelForSequenceClassification
 
 import exitkit
@@ -100,10 +100,7 @@ def test_another_teacher_or_seed_does_not_go_on(trained: Path, tmp_path: Path) -
     teacher = tmp_path / "teacher"
     shutil.copytree(trained, teacher)
     given = {"teacher": str(teacher), "output": tmp_path / "model", **QUICK}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exitkit.distillation.distill.run_phases", lambda *args: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            exitkit.distill(**given)
+    distil_interrupted(**given)
     with pytest.raises(UsageError, match="--seed was 42, and now is 1"):
         exitkit.distill(resume=True, **{**given, "seed": 1})
     model = AutoModelForSequenceClassification.from_pretrained(teacher)

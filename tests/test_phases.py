@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import weights_of
+from helpers import train_interrupted, weights_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
@@ -250,10 +250,7 @@ def test_a_finished_phase_is_not_run_again(encoder: Path, tmp_path: Path) -> Non
 )
 def test_only_the_same_command_goes_on(change: dict, words: str, encoder: Path, tmp_path: Path) -> None:
     given = {"model": str(encoder), "output": tmp_path / "model", **QUICK}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exitkit.training.train.score_exits", lambda *a: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            exitkit.train(**given)
+    train_interrupted(**given)
     with pytest.raises(UsageError, match=words):
         exitkit.train(resume=True, **{**given, **change})
     run = json.loads((tmp_path / "model.partial/training/run.json").read_text())
@@ -285,10 +282,7 @@ def test_a_model_that_is_changed_meanwhile_is_not_gone_on_with(file: str, encode
     folder = tmp_path / "encoder"
     shutil.copytree(encoder, folder)
     given = {"model": str(folder), "output": tmp_path / "model", **QUICK}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exitkit.training.train.score_exits", lambda *a: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            exitkit.train(**given)
+    train_interrupted(**given)
     if file == "tokenizer.json":
         text = (folder / file).read_text()
         (folder / file).write_text(text.replace('"lowercase": true', '"lowercase": false').replace('"film"', '"xfilm"'))
