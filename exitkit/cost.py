@@ -16,6 +16,7 @@ from torch import Tensor
 from exitkit.encoders.base import LayerCost, linear_cost
 from exitkit.model import Exits
 from exitkit.replay import Outcome, Recording
+from exitkit.settings import Schedule
 from exitkit.trace import Trace, Work
 
 Counts = npt.NDArray[np.float64]
@@ -85,21 +86,12 @@ class ReplayCost:
     as their sentence runs, or with `context_halts` until its first word has left.
     """
 
-    def __init__(
-        self,
-        recording: Recording,
-        price: Prices,
-        reads_logits: bool,
-        asks_from: int = 1,
-        probe: int = 0,
-        context_halts: bool = False,
-    ) -> None:
+    def __init__(self, recording: Recording, price: Prices, plan: Schedule) -> None:
         def counts(values: Tensor) -> Counts:
             return values.numpy().astype(np.float64)
 
-        self.price, self.sequences, self.context_halts = price, recording.sequences, context_halts
-        self.layer_of_exit = np.asarray(recording.layers)
-        self.below_exit = recording.passed_over(reads_logits, asks_from)  # [E]
+        self.price, self.plan, self.sequences = price, plan, recording.sequences
+        self.ran = recording.ran(plan)  # [E, L]
         self.models = np.searchsorted(recording.shape.starts, np.arange(len(price.layers)), side="right") - 1  # [L]
         self.lengths = counts(recording.lengths)  # [M, S]
         everyone = np.arange(self.sequences)
@@ -110,10 +102,10 @@ class ReplayCost:
         of_units = [self._sums(tokens, self.one > 0) for tokens in self.tokens]
         self.context = self.lengths - np.stack(of_units)  # [M, S]
         heads = np.asarray(price.heads, dtype=np.float64)
-        asked = heads + np.where(np.arange(len(heads)) < len(heads) - 1, probe, 0)  # nobody decides at the last exit
-        # [E] heads that a unit has paid for when it leaves
-        read = np.where(np.arange(len(heads)) < asks_from - 1, 0, asked).cumsum()
-        self.paid = np.maximum(read, heads) if reads_logits else heads
+        asked = heads + price.probes.get(plan.name, 0)
+        asked[-1] = heads[-1]  # nobody decides there
+        read = np.array([*plan.read, True])
+        self.paid = np.where(read, asked, 0).cumsum() + np.where(read, 0, heads)  # [E] by those who leave there
         full = sum(_layer(cost, self.lengths[-1], self.lengths[-1]) for cost in price.layers[price.start :])
         self.full = full + recording.units * float(heads[-1])
 
@@ -124,19 +116,19 @@ class ReplayCost:
         for cost, there in zip(self.price.layers, self.computing(outcome), strict=True):
             spent += _layer(cost, *there)
         return {
-            "layers": self.price.full_layers * len(taken) / float((self.layer_of_exit - self.below_exit)[taken].sum()),
+            "layers": self.price.full_layers * len(taken) / int(self.ran[taken].sum()),
             "flops": self.full / spent,
         }
 
     def computing(self, outcome: Outcome) -> Iterator[tuple[Counts, Counts]]:
         """Layer by layer of all models: the keys and the queries of every sequence, [S] each, 0 where it is done."""
         taken = outcome.exit.numpy() - 1
-        top, below = self.layer_of_exit[taken], self.below_exit[taken]  # [N]
-        for layer, model in enumerate(self.models, start=1):
-            computing = (below < layer) & (layer <= top)
+        ran = self.ran[taken]  # [N, L]
+        for layer, model in enumerate(self.models):
+            computing = ran[:, layer]
             active = self._sums(self.tokens[model], computing)
             runs = active > 0
-            context = runs & ~(self._sums(self.one, ~computing) > 0) if self.context_halts else runs
+            context = runs & ~(self._sums(self.one, ~computing) > 0) if self.plan.first.context_halts else runs
             yield self.lengths[model] * runs, active + self.context[model] * context
 
     def _sums(self, values: Counts, units: npt.NDArray[np.bool_]) -> Counts:

@@ -49,15 +49,16 @@ class Recording:
         """S."""
         return self.lengths.shape[1]
 
-    def passed_over(self, reads: bool, asks_from: int) -> npt.NDArray[np.int64]:
-        """[E] the layers at the bottom that a unit does without when it leaves at an exit; none but in a cascade.
+    def ran(self, plan: Schedule) -> npt.NDArray[np.bool_]:
+        """[E, L] whether a unit that leaves at an exit has run a layer: all of them up to the exit, but in a cascade.
 
-        A complete model is only run for its answer: if the policy `reads` answers, from exit `asks_from` on, else
-        where the unit leaves.
+        There a complete model is only run for its answer: where the unit leaves, and before where the policy reads it.
         """
-        starts = np.asarray(self.shape.starts)
-        below = starts[np.searchsorted(starts, self.layers) - 1]
-        return np.minimum(below, below[asks_from - 1]) if reads else below
+        starts, tops = np.asarray(self.shape.starts), np.asarray(self.layers)
+        below = starts[np.searchsorted(starts, tops) - 1]
+        layer = np.arange(1, self.shape.layers + 1)
+        own = (below[:, None] < layer) & (layer <= tops[:, None])
+        return own | np.logical_or.accumulate(own & np.array([*plan.read, True])[:, None], axis=0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ def play(schedule: Schedule, about: About, says: Says) -> Outcome:
     def said(exit: int, who: Tensor) -> Tensor:
         return limits.temper(exit, says(exit, who)).float()
 
-    for exit in range(min(schedule.asks_from, last), last + 1):
+    for exit in range(1, last + 1):
+        if exit < last and not schedule.asked[exit - 1]:
+            continue
         logits = said(exit, live) if reads or exit == last else torch.full_like(answers, torch.nan)
         if exit < last and "answered" not in schedule.first.reads:
             logits = torch.where(live[:, None], logits, answers)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exitkit.errors import UsageError, one_of
 from exitkit.limits import NONE, Limits
-from exitkit.policy import Bound, ExitPolicy, Knob, Shape, asks_probe, has_gates, knobs
+from exitkit.policy import Bound, ExitPolicy, Knob, Shape, asks_probe, has_gates, knobs, reads_heads
 
 Settings = dict[str, Any]
 """Plain values by field name, as they stand in YAML and JSON; a list holds one value per exit but the last."""
@@ -24,6 +24,7 @@ class Schedule:
     settings: Settings  # knobs, and plain settings that are not at their default
     steps: tuple[ExitPolicy, ...]  # [E]
     limits: Limits = NONE
+    silent: frozenset[int] = frozenset()  # exits that their settings turn off
 
     @property
     def first(self) -> ExitPolicy:
@@ -31,9 +32,16 @@ class Schedule:
         return self.steps[0]
 
     @property
-    def asks_from(self) -> int:
-        """The first exit whose head is run: a policy without memory need not see exits that nobody may leave at."""
-        return self.limits.min_exit if type(self.first).start is ExitPolicy.start else 1
+    def asked(self) -> tuple[bool, ...]:
+        """[E − 1] where the policy is asked: one without memory need not see exits that nobody may leave at."""
+        remembers = type(self.first).start is not ExitPolicy.start
+        exits = range(1, len(self.steps))
+        return tuple(remembers or (exit >= self.limits.min_exit and exit not in self.silent) for exit in exits)
+
+    @property
+    def read(self) -> tuple[bool, ...]:
+        """[E − 1] where heads are run for all who are there; elsewhere only for those who leave."""
+        return self.asked if reads_heads(self.first) else (False,) * len(self.asked)
 
 
 def schedule(
@@ -76,7 +84,19 @@ def schedule(
             raise UsageError(f"policy '{name}': {error}.") from None
     usual = {key for key, value in complete.items() if key not in declared and value == _usual(fields[key])}
     told = {key: value for key, value in complete.items() if key not in usual}
-    return Schedule(name, told, tuple(steps), limits)
+    return Schedule(name, told, tuple(steps), limits, _silent(declared, steps, shape))
+
+
+def _silent(declared: Mapping[str, Knob], steps: Sequence[ExitPolicy], shape: Shape) -> frozenset[int]:
+    """Exits (from 1) that a setting of theirs turns off. A policy with every setting off is asked all the same."""
+    turned_off = {
+        key: {exit for exit, step in enumerate(steps[:-1], start=1) if getattr(step, key) == off_value(knob, shape)}
+        for key, knob in declared.items()
+        if knob.off is not None
+    }
+    if all(len(exits) == shape.exits - 1 for exits in turned_off.values()):
+        return frozenset()
+    return frozenset().union(*(exits for key, exits in turned_off.items() if declared[key].per_exit))
 
 
 def check(name: str, policy: type[ExitPolicy], shape: Shape) -> None:

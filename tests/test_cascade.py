@@ -16,7 +16,7 @@ from exitkit.errors import UsageError
 from exitkit.limits import Limits
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
-from exitkit.policy import ExitPolicy, reads_heads
+from exitkit.policy import ExitPolicy
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, off, schedule
 from exitkit.stream import own
@@ -84,6 +84,8 @@ WORKING = [
     ("cascade", {"threshold": 0.9}),
     ("cascade", {"threshold": [0.95, 0.8]}),
     ("entropy", {"threshold": 0.4}),
+    ("entropy", {"threshold": ["off", 0.4]}),
+    ("entropy", {"threshold": [0.3, "off"]}),
     ("confidence", {"threshold": 0.9}),
     ("patience", {"patience": 1}),
     ("patient-confidence", {"threshold": 0.6, "patience": 2}),
@@ -160,7 +162,7 @@ def test_a_replay_gives_answers_exits_and_work_of_a_run(
     outcome, trace = replay(recorded, chosen), three.run(rows, chosen)
     assert torch.equal(outcome.exit, trace.exit)
     assert torch.allclose(outcome.logits, trace.logits, atol=1e-4)
-    cost = ReplayCost(recorded, price, reads_heads(chosen.first), chosen.asks_from)
+    cost = ReplayCost(recorded, price, chosen)
     assert cost.speedups(outcome) == pytest.approx(speedups(trace, price), rel=1e-9)
 
 
@@ -219,19 +221,20 @@ def test_predicted_time_is_that_of_the_models_that_run(three: Cascade) -> None:
     recorded = record(three, [rows])
     small, large = (int(own(rows, number)["attention_mask"].sum()) for number in (0, 2))
     last = int(own(rows, 2)["attention_mask"][3].sum())
-    clock = PredictedTime(recorded, times, batch_size=4, reads_logits=True)
+    clock, reading = PredictedTime(recorded, times, batch_size=4), plan(three, "entropy")
     first, middle, full = 1.25 + 2 * small, 10.25 + 4 * 10 * large, 100.25 + 6 * 100 * large
     assert clock.full == pytest.approx(full)
 
-    def seconds(exits: list[int], of: PredictedTime = clock) -> float:
-        return of.seconds(Outcome(recorded.logits[-1], torch.tensor(exits)))
+    def seconds(exits: list[int], under: Schedule = reading) -> float:
+        return clock.seconds(Outcome(recorded.logits[-1], torch.tensor(exits)), under)
 
     assert seconds([3, 3, 3, 3]) == pytest.approx(first + middle + full)
     assert seconds([1, 1, 1, 1]) == pytest.approx(first)
     assert seconds([1, 1, 1, 2]) == pytest.approx(first + 10.25 + 4 * 10 * last)
-    unread = PredictedTime(recorded, times, batch_size=4, reads_logits=False)
+    unread = plan(three, "fixed", exit=3)
     assert seconds([1, 1, 1, 3], unread) < seconds([1, 1, 1, 3])
     assert seconds([3, 3, 3, 3], unread) == pytest.approx(full)
+    assert seconds([3, 3, 3, 3], plan(three, "entropy", threshold=[0.5, "off"])) == pytest.approx(first + full)
 
 
 # --- policies --------------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ def test_a_policy_with_memory_still_sees_the_exits_before() -> None:
     logits = torch.zeros(6, 1, 3)
     logits[:, 0, 1] = 5.0
     assert replay(recording(logits), plan("patience", Limits(min_exit=3), patience=2)).exit.tolist() == [3]
-    assert plan("patience", Limits(min_exit=3)).asks_from == 1
-    assert plan("entropy", Limits(min_exit=3)).asks_from == 3
+    assert plan("patience", Limits(min_exit=3)).asked == (True,) * 5
+    assert plan("entropy", Limits(min_exit=3)).asked == (False, False, True, True, True)
 
 
 def test_a_label_that_must_not_leave_early_is_answered_by_the_last_exit_only() -> None:
@@ -87,20 +87,38 @@ LIMITS = st.builds(
 
 
 @settings(max_examples=25, deadline=None)
-@given(limits=LIMITS, name=st.sampled_from(["entropy", "patience", "confidence"]))
-def test_live_and_replayed_limits_agree_and_cost_the_same(limits: Limits, name: str) -> None:
+@given(
+    limits=LIMITS,
+    name=st.sampled_from(["entropy", "patience", "confidence"]),
+    turned_off=st.sets(st.integers(1, 5)),
+)
+def test_live_and_replayed_limits_agree_and_cost_the_same(limits: Limits, name: str, turned_off: set[int]) -> None:
     model, batch = tiny_model(), tiny_batch()
     recorded = record(model, [batch])
-    chosen = schedule(name, REGISTRY.policy(name), {}, model.shape, limits)
+    levels = ["off" if exit in turned_off else 0.6 for exit in range(1, 6)]
+    knobs = {} if name == "patience" else {"threshold": levels}
+    chosen = schedule(name, REGISTRY.policy(name), knobs, model.shape, limits)
     live, guessed = run(model, batch, chosen), replay(recorded, chosen)
     assert torch.equal(live.exit, guessed.exit)
     assert torch.allclose(live.logits, guessed.logits, atol=1e-4)
-    if limits.max_exit is None or limits.max_exit >= limits.min_exit:
-        price = prices(model)
-        predicted = ReplayCost(recorded, price, True, chosen.asks_from).speedups(guessed)
-        assert predicted == pytest.approx(speedups(live, price))
+    price = prices(model)
+    assert ReplayCost(recorded, price, chosen).speedups(guessed) == pytest.approx(speedups(live, price))
     again = Limits.from_dict(yaml.safe_load(yaml.safe_dump(limits.as_dict("abc"))), "abc")
     assert again == limits
+
+
+def test_an_exit_that_a_list_turns_off_costs_nothing_and_changes_nothing_else() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    some = run(model, batch, plan(threshold=["off", 0.6, "off", 0.6, 0.6]))
+    alone = run(model, batch, plan(threshold=[0.0, 0.6, 0.0, 0.6, 0.6]))
+    assert torch.equal(some.exit, alone.exit)
+    assert torch.equal(some.logits, alone.logits)
+    assert [count > 0 for count in some.work.heads] == [False, True, False, True, True, True]
+    assert all(alone.work.heads)
+
+
+def test_a_policy_that_is_off_everywhere_still_runs_its_heads_to_show_their_price() -> None:
+    assert all(run(tiny_model(), tiny_batch(), plan(threshold="off")).work.heads)
 
 
 def test_heads_below_the_first_exit_allowed_are_not_run() -> None:
@@ -175,19 +193,44 @@ def test_a_threshold_per_exit_distrusts_an_exit_that_is_sure_and_wrong() -> None
 
     policy, shape = REGISTRY.policy("entropy"), recorded.shape
     common = search.candidates("entropy", policy, {}, shape, evaluate, "layers")
-    both = per_exit.candidates("entropy", policy, common, shape, evaluate, "layers", 1.5)
-    before, after = (search.pick(found, "layers", 1.5) for found in (common, both))
+    alone = per_exit.candidates("entropy", policy, common, shape, evaluate, evaluate, "layers", 1.5)
+    before, after = (search.pick(found, "layers", 1.5) for found in (common, alone))
     assert before.score < 0.8
     assert after.score == 1.0
     assert len(after.settings["threshold"]) == 3
 
 
+def test_thresholds_per_exit_are_those_that_agree_with_the_full_model_whatever_few_labels_say() -> None:
+    recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
+
+    def judged(tried: Schedule, answer: int) -> Candidate:
+        outcome = replay(recorded, tried)
+        worth = float((outcome.logits.argmax(dim=1) == answer).float().mean())
+        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, worth, outcome.exit)
+
+    def by_labels(tried: Schedule) -> Candidate:
+        return judged(tried, 0)
+
+    def agreeing(tried: Schedule) -> Candidate:
+        return judged(tried, 1)
+
+    policy, shape = REGISTRY.policy("entropy"), recorded.shape
+    common = search.candidates("entropy", policy, {}, shape, by_labels, "layers")
+    found = per_exit.candidates("entropy", policy, common, shape, by_labels, agreeing, "layers", 1.5)
+    chosen = search.pick(found, "layers", 1.5)
+    assert chosen.score == 0.0  # the score stays that of the labels
+    assert agreeing(schedule("entropy", policy, chosen.settings, shape)).score == 1.0
+
+
 def test_per_exit_is_refused_where_it_makes_no_sense() -> None:
+    def none(plan: Schedule) -> Candidate:
+        raise AssertionError("nothing is tried")
+
     with pytest.raises(UsageError, match="'patience' has no setting that may differ"):
-        per_exit.candidates("patience", REGISTRY.policy("patience"), [], SHAPE, lambda plan: None, "layers", 2.0)  # type: ignore[arg-type,return-value]
+        per_exit.candidates("patience", REGISTRY.policy("patience"), [], SHAPE, none, none, "layers", 2.0)
     shape = replace(SHAPE, exits=2)
     with pytest.raises(UsageError, match="only one threshold"):
-        per_exit.candidates("entropy", REGISTRY.policy("entropy"), [], shape, lambda plan: None, "layers", 2.0)  # type: ignore[arg-type,return-value]
+        per_exit.candidates("entropy", REGISTRY.policy("entropy"), [], shape, none, none, "layers", 2.0)
 
 
 # --- stored and used again

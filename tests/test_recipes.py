@@ -406,7 +406,7 @@ def test_a_replayed_probe_decides_as_a_live_one() -> None:
         price = prices(model)
         assert price.probes == {"learned": 16}
         assert live.work.probes == 16 * sum(live.work.heads[:-1]), "the probe is paid wherever a head is asked"
-        predicted = ReplayCost(recorded, price, True, 1, 16).speedups(guessed)
+        predicted = ReplayCost(recorded, price, plan).speedups(guessed)
         assert predicted == pytest.approx(speedups(live, price))
 
 

@@ -21,7 +21,7 @@ from exitkit.errors import UsageError
 from exitkit.loop import run
 from exitkit.measure import Sample
 from exitkit.plugins import Plugin, installed
-from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy, reads_heads
+from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy
 from exitkit.prediction.predictor import Predictor
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, schedule
@@ -122,7 +122,7 @@ def test_replayed_work_is_the_work_of_a_run(name: str) -> None:
     eager = {"fixed": {"exit": 3}, "confidence": {"threshold": 0.75}, "entropy": {"threshold": 0.6}}
     plan = schedule(name, policy, eager.get(name, {}), model.shape)
     price = prices(model)
-    cost = ReplayCost(recorded, price, reads_heads(policy), 1, price.probes.get(name, 0))
+    cost = ReplayCost(recorded, price, plan)
     assert cost.speedups(replay(recorded, plan)) == pytest.approx(speedups(run(model, rows, plan), price), rel=1e-9)
 
 
@@ -132,12 +132,16 @@ def test_predicted_time_adds_up_the_parts_of_every_batch() -> None:
 
     times = LayerTimes(embed=line(1, 0), layer=line(2, 0.1), exit=line(0.5, 0), last=line(0.25, 0))
     answers = recording(scripted(8))
-    clock = PredictedTime(answers, [times], batch_size=4, reads_logits=True)
+    clock = PredictedTime(answers, [times], batch_size=4)
+    plan = schedule("entropy", REGISTRY.policy("entropy"), {}, answers.shape)
     assert clock.full == pytest.approx(2 * (1 + 6 * (2 + 4) + 0.25))  # two batches of four sequences of ten tokens
     nobody = Outcome(answers.logits[-1], torch.full((8,), 6))
-    assert clock.seconds(nobody) == pytest.approx(clock.full + 2 * 5 * 0.5)
+    assert clock.seconds(nobody, plan) == pytest.approx(clock.full + 2 * 5 * 0.5)
     at_once = Outcome(answers.logits[0], torch.full((8,), 1))
-    assert clock.seconds(at_once) == pytest.approx(2 * (1 + 6 + 0.5))
+    assert clock.seconds(at_once, plan) == pytest.approx(2 * (1 + 6 + 0.5))
+    only_two = {"threshold": ["off", 0.3, "off", "off", "off"]}
+    at_two = schedule("entropy", REGISTRY.policy("entropy"), only_two, answers.shape)
+    assert clock.seconds(nobody, at_two) == pytest.approx(clock.full + 2 * 0.5)
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,9 @@ def test_a_layer_that_everybody_skips_is_not_even_called_and_the_last_exit_answe
 def test_a_skipped_layer_asks_no_exit() -> None:
     model, rows = tiny_model(), tiny_batch(5)
     answering(gated(model), [9.0, -9.0, 9.0, -9.0, 9.0, -9.0])
-    trace = run(model, rows, plan(model))
+    trace = run(model, rows, plan(model, threshold=0.0))
     assert trace.work.heads == (0, 5, 0, 5, 0, 5)
+    assert run(model, rows, plan(model)).work.heads == (0, 0, 0, 0, 0, 5), "gates alone need no exit heads"
     eager = run(model, rows, plan(model, threshold=1.0))
     assert eager.exit.tolist() == [2] * 5
     assert eager.layers.tolist() == [1] * 5
@@ -238,7 +239,7 @@ def test_the_gates_cost_what_they_multiply() -> None:
         model, rows = tiny_model(), tiny_batch(8)
         tokens = int(rows["attention_mask"].sum())
         answering(gated(model, kind), [-9.0] * 6)
-        trace = run(model, rows, plan(model))
+        trace = run(model, rows, plan(model, threshold=0.0))
         assert trace.work.probes == 6 * cost(tokens, 8), "asked before every layer"
         eager = run(model, rows, plan(model, threshold=1.0))
         assert eager.exit.tolist() == [1] * 8

@@ -550,7 +550,8 @@ def test_active_tokens_are_those_of_the_trace_and_of_the_replayed_cost(context_h
     assert len(set(trace.exit.tolist())) > 2, "words leave at several exits"
     price = prices(model)
     recording = record(model, [rows])
-    cost = ReplayCost(recording, price, reads_logits=True, context_halts=context_halts)
+    plan = schedule("token-window", TokenWindow, {"context_halts": context_halts}, model.shape)
+    cost = ReplayCost(recording, price, plan)
     found = cost.speedups(Outcome(trace.logits, trace.exit))
     full = flops(full_work(trace.work, len(trace.exit)), price)
     assert found["flops"] == pytest.approx(full / flops(trace.work, price), rel=1e-12)
@@ -564,8 +565,8 @@ def test_predicted_time_of_words_is_that_of_as_many_tokens_as_their_work_is_wort
         embed=Line(one, one, 0 * one), layer=Line(one, 2 * one, 0.1 * one), exit=Line(one, 0.5 * one, 0 * one),
         last=Line(one, 0.25 * one, 0.01 * one),
     )  # fmt: skip
-    clock = PredictedTime(recording, [times], batch_size=24, reads_logits=True)
-    cost = ReplayCost(recording, price, reads_logits=True, context_halts=True)
+    clock = PredictedTime(recording, [times], batch_size=24)
+    cost = ReplayCost(recording, price, schedule("token-window", TokenWindow, {"context_halts": True}, model.shape))
     tokens, layers = float(recording.lengths.sum()), model.shape.layers
     full = 1 + layers * (2 + 0.1 * tokens) + 0.25 + 0.01 * tokens
     assert clock.full == pytest.approx(full)
@@ -620,7 +621,7 @@ def test_a_replay_of_sentences_is_exact() -> None:
     assert len(set(trace.exit.tolist())) > 1
     assert outcome.of_sequences(recording).shape == (24,)
     price = prices(model)
-    found = ReplayCost(recording, price, reads_logits=True).speedups(outcome)["flops"]
+    found = ReplayCost(recording, price, plan).speedups(outcome)["flops"]
     assert found == pytest.approx(flops(full_work(trace.work, len(trace.exit)), price) / flops(trace.work, price))
 
 

@@ -5,7 +5,9 @@ row is scored once. On training rows the setting comes from the rows that `train
 neither trained on nor set aside are scored. The loss of a row is averaged over the seeds; its interval is a bootstrap
 over rows. Replays only: nothing here is timed.
 
-Usage: python docs/results/best_recipe.py DATA SPLIT MAX_TRAIN_SAMPLES ARTIFACT...
+Usage: python docs/results/best_recipe.py DATA SPLIT MAX_TRAIN_SAMPLES common|per-exit ARTIFACT...
+
+`common`: one threshold for all exits; `per-exit`: what `calibrate --per-exit` finds.
 """
 
 import json
@@ -34,7 +36,7 @@ TARGETS = (2.0, 3.0)
 Losses = npt.NDArray[np.float64]
 registry = installed()
 data, split, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
-folders = sys.argv[4:]
+per_exit, folders = {"common": False, "per-exit": True}[sys.argv[4]], sys.argv[5:]
 
 
 def study(model: Artifact, rows: Rows) -> Study:
@@ -44,10 +46,14 @@ def study(model: Artifact, rows: Rows) -> Study:
 
 def losses(chosen: Study, scored: Study, target: float) -> tuple[Losses, float]:
     """Loss of every scored row (1, 0 or −1) against the full model, and the speed-up in layers."""
-    picked = chosen.settled(pick(chosen.candidates("entropy", {}, "layers"), "layers", target), "entropy")
-    outcome = replay(scored.recording, scored.plan("entropy", picked.settings))
+    found = chosen.candidates("entropy", {}, "layers")
+    if per_exit:
+        found = chosen.per_exit("entropy", found, "layers", target)
+    picked = chosen.settled(pick(found, "layers", target), "entropy")
+    plan = scored.plan("entropy", picked.settings)
+    outcome = replay(scored.recording, plan)
     right, full = (answers == scored.truth for answers in (scored.sample.answers(outcome.logits), scored.full))
-    cost = ReplayCost(scored.recording, scored.price, reads_logits=True)
+    cost = ReplayCost(scored.recording, scored.price, plan)
     return full.astype(float) - right.astype(float), cost.speedups(outcome)["layers"]
 
 

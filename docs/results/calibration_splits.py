@@ -38,10 +38,11 @@ def threshold_for(study: Study, target: float) -> dict[str, Any]:
 
 def tried(study: Study, settings: dict[str, Any]) -> dict[str, Any]:
     """A setting on the rows of a study."""
-    outcome = replay(study.recording, study.plan("entropy", settings))
+    plan = study.plan("entropy", settings)
+    outcome = replay(study.recording, plan)
     answers = study.sample.answers(outcome.logits)
     scored = score(model.task, "accuracy", study.truth, answers, study.full)
-    cost = ReplayCost(study.recording, study.price, reads_logits=True).speedups(outcome)
+    cost = ReplayCost(study.recording, study.price, plan).speedups(outcome)
     return {**cost, "loss": scored.full_score - scored.score, "loss_ci": scored.drop_ci}
 
 

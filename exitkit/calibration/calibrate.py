@@ -13,7 +13,7 @@ import torch
 
 from exitkit import artifact, config, model_card, parsing, runtime
 from exitkit.artifact import Artifact
-from exitkit.calibration import per_exit, search, temperature
+from exitkit.calibration import search, temperature
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study, runs_file
 from exitkit.cascades.folder import open_artifact
@@ -227,16 +227,15 @@ def _confirm(
 
 
 def _per_exit(study: Study, name: str, found: list[Candidate], settings: CalibrateConfig) -> list[Candidate]:
-    """Candidates with a threshold per exit beside those with a common one."""
-    policy, currency, target = study.registry.policy(name), settings.currency, settings.target_speedup
+    """Candidates with a threshold per exit."""
+    currency, target = settings.currency, settings.target_speedup
     if study.rewrites(name):
         raise UsageError(f"--per-exit: policy '{name}' changes later states, so its exits cannot be set one by one.")
     if target is None:
         assert settings.max_drop is not None
         within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
         target = within.speedup[currency] if within else 1.0
-    evaluate = study.evaluator(name)
-    return per_exit.candidates(name, policy, found, study.model.model.shape, evaluate, currency, target)
+    return study.per_exit(name, found, currency, target)
 
 
 def _only_points(policy: type[ExitPolicy], held: Mapping[str, Any], shape: Shape) -> bool:

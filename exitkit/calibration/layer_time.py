@@ -19,6 +19,7 @@ from exitkit.loop import compact
 from exitkit.model import ExitModel
 from exitkit.progress import bar
 from exitkit.replay import Outcome, Recording
+from exitkit.settings import Schedule
 from exitkit.stream import Batch, Stream, pack
 
 REPEATS = 7
@@ -128,16 +129,11 @@ def _line(sizes: Sequence[int], points: Sequence[tuple[int, int, float]]) -> Lin
 class PredictedTime:
     """Seconds that replayed outcomes would take in batches of consecutive rows."""
 
-    def __init__(
-        self, recording: Recording, times: Sequence[LayerTimes], batch_size: int, reads_logits: bool, asks_from: int = 1
-    ) -> None:
+    def __init__(self, recording: Recording, times: Sequence[LayerTimes], batch_size: int) -> None:
         self.times = times  # of each complete model
         self.recording = recording
-        self.reads_logits = reads_logits
-        self.asks_from = asks_from
         self.layers = recording.layers
         self.starts = recording.shape.starts
-        self.passed_over = recording.passed_over(reads_logits, asks_from)
         self.lengths = recording.lengths.numpy().astype(np.float64)
         self.batches = np.arange(0, recording.sequences, batch_size)
         self.full = self._full()
@@ -149,28 +145,28 @@ class PredictedTime:
         layers = self.recording.shape.layers - self.starts[-1]
         return float((last.embed(*there) + layers * last.layer(*there) + last.last(*there)).sum())
 
-    def seconds(self, outcome: Outcome) -> float:
+    def seconds(self, outcome: Outcome, plan: Schedule) -> float:
         """Of one setting."""
-        taken = outcome.of_sequences(self.recording).numpy()
+        taken, ran = outcome.of_sequences(self.recording).numpy(), self.recording.ran(plan)
         total, below, model = 0.0, 0, -1
         for exit, layer in enumerate(self.layers, start=1):
             new = below in self.starts  # a complete model starts, from the text
             model += new
             times = self.times[model]
-            there = self._counts((taken >= exit) & (self.passed_over[taken - 1] < layer), model)
+            there = self._counts(ran[taken - 1, layer - 1], model)
             if new:
                 total += float(times.embed(*there).sum())
             total += (layer - below) * float(times.layer(*there).sum())
             below = layer
             if layer == self.layers[-1] or layer in self.starts:
                 total += float(times.last(*there).sum())
-            elif (self.reads_logits and exit >= self.asks_from) or (taken == exit).any():
+            elif plan.read[exit - 1] or (taken == exit).any():
                 total += float(times.exit(*there).sum())
         return total
 
-    def speedup(self, outcome: Outcome) -> float:
+    def speedup(self, outcome: Outcome, plan: Schedule) -> float:
         """Seconds of the full model ÷ seconds of the outcome."""
-        return self.full / self.seconds(outcome)
+        return self.full / self.seconds(outcome, plan)
 
     def speedup_of_words(self, outcome: Outcome, cost: ReplayCost) -> float:
         """`speedup` where words leave one by one, with the work that `cost` counts.
@@ -192,7 +188,7 @@ class PredictedTime:
             total += float(times.layer(sequences, tokens).sum())
             if layer == self.layers[-1]:
                 total += float(times.last(sequences, asked).sum())
-            elif exits.get(layer, 0) >= self.asks_from:
+            elif layer in exits and cost.plan.asked[exits[layer] - 1]:
                 total += float(times.exit(sequences, asked).sum())
         return self.full / total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from exitkit.calibration.search import Candidate, Evaluate, pick
 from exitkit.errors import UsageError
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
-from exitkit.settings import knob_range, schedule
+from exitkit.settings import knob_range, off_value, schedule
 
 PASSES = 3
 FACTORS = (0.0, 0.3, 0.6, 1.6, 3.0)
@@ -22,7 +23,8 @@ class Search:
     """What stays the same while thresholds are tried.
 
     A threshold is strict + min(1, scale · multiplier) · (eager − strict), one multiplier per exit: `scale` moves all of
-    them together to reach a speed-up, the multipliers say how exits differ.
+    them together to reach a speed-up, the multipliers say how exits differ. 0 turns an exit off: nobody is asked there,
+    which the clock notices.
     """
 
     name: str
@@ -30,20 +32,25 @@ class Search:
     knob: Knob
     base: dict[str, object]
     shape: Shape
-    evaluate: Evaluate
+    agreeing: Evaluate
     currency: str
 
-    def at(self, scale: float, multipliers: tuple[float, ...]) -> Candidate:
+    def at(self, scale: float, multipliers: tuple[float, ...], evaluate: Evaluate | None = None) -> Candidate:
         """One setting."""
         low, high = knob_range(self.knob, self.shape)
         strict, eager = (low, high) if self.knob.raising == "earlier" else (high, low)
-        values = [float(f"{strict + min(1.0, scale * m) * (eager - strict):.6g}") for m in multipliers]
-        return self.evaluate(schedule(self.name, self.policy, {**self.base, self.knob.name: values}, self.shape))
+        off = off_value(self.knob, self.shape) if self.knob.off is not None else strict
+        values = [off if m == 0 else _rounded(strict + min(1.0, scale * m) * (eager - strict)) for m in multipliers]
+        plan = schedule(self.name, self.policy, {**self.base, self.knob.name: values}, self.shape)
+        return (evaluate or self.agreeing)(plan)
+
+    def most(self, multipliers: tuple[float, ...]) -> float:
+        """The scale at which every threshold that moves is as lax as it can be."""
+        return 1 / min((m for m in multipliers if m > 0), default=1.0)
 
     def reaching(self, target: float, multipliers: tuple[float, ...]) -> tuple[float, Candidate]:
         """The smallest scale, and its setting, that reaches a speed-up; the largest where none does."""
-        positive = [m for m in multipliers if m > 0]
-        low, high = 1e-6, 1 / min(positive, default=1.0)
+        low, high = 1e-6, self.most(multipliers)
         best = self.at(high, multipliers)
         if best.speedup[self.currency] < target:
             return high, best
@@ -60,16 +67,19 @@ class Search:
 def candidates(
     name: str,
     policy: type[ExitPolicy],
-    found: list[Candidate],
+    found: Sequence[Candidate],
     shape: Shape,
     evaluate: Evaluate,
+    agreeing: Evaluate,
     currency: str,
     target: float,
 ) -> list[Candidate]:
     """Settings with a threshold per exit around a target: coordinate by coordinate from the best common threshold.
 
     Each exit's threshold in turn is made stricter or laxer while the others move so that the speed-up stays; what
-    scores better is kept. The last settings are then followed over all speed-ups.
+    agrees more often with the full model is kept. Labels would be the wrong judge: a few hundred of them say less about
+    five thresholds than they leave to chance (`docs/results/recipes.md`). The last settings are then followed over all
+    speed-ups.
 
     Args:
         name: the policy's.
@@ -77,6 +87,7 @@ def candidates(
         found: settings with a common threshold.
         shape: the model's.
         evaluate: what a schedule gives.
+        agreeing: the same, with agreement with the full model for a score.
         currency: of the target.
         target: the speed-up to search at.
 
@@ -90,9 +101,9 @@ def candidates(
         raise UsageError("--per-exit: with two exits there is only one threshold.")
     start = pick(found, currency, target)
     base = {key: value for key, value in start.settings.items() if key != knob.name}
-    search = Search(name, policy, knob, base, shape, evaluate, currency)
+    search = Search(name, policy, knob, base, shape, agreeing, currency)
     multipliers = (1.0,) * (shape.exits - 1)
-    _, best = search.reaching(target, multipliers)
+    scale, best = search.reaching(target, multipliers)
     for _ in range(PASSES):
         before = multipliers
         for exit in range(shape.exits - 1):
@@ -101,13 +112,19 @@ def candidates(
                 trial = (*multipliers[:exit], value, *multipliers[exit + 1 :])
                 if not any(trial):
                     continue
-                _, tried = search.reaching(target, trial)
-                if tried.speedup[currency] >= target and tried.score > best.score:
-                    multipliers, best = trial, tried
+                reached, tried = search.reaching(target, trial)
+                better = (tried.score, trial.count(0)) > (best.score, multipliers.count(0))  # ties: fewer exits
+                if better and tried.speedup[currency] >= target:
+                    scale, multipliers, best = reached, trial, tried
         if multipliers == before:
             break
-    scales = np.geomspace(1e-6, 1 / min(m for m in multipliers if m > 0), ALONG)
+    fastest = search.at(search.most(multipliers), multipliers).speedup[currency]
+    along = [float(speedup) for speedup in np.geomspace(1.0, max(fastest, 1.0), ALONG)]
+    scales = [scale, *(search.reaching(speedup, multipliers)[0] for speedup in along)]
     return sorted(
-        [*found, best, *(search.at(float(scale), multipliers) for scale in scales)],
-        key=lambda candidate: candidate.speedup[currency],
+        (search.at(scale, multipliers, evaluate) for scale in scales), key=lambda candidate: candidate.speedup[currency]
     )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

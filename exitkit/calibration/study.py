@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 import exitkit
 from exitkit import clock
 from exitkit.artifact import EXITS, WEIGHTS, Artifact
-from exitkit.calibration import layer_time, pareto, search
+from exitkit.calibration import layer_time, pareto, per_exit, search
 from exitkit.calibration.runs import Runs
 from exitkit.calibration.search import Candidate
 from exitkit.clock import Times
@@ -27,7 +27,7 @@ from exitkit.data.sources import Rows
 from exitkit.limits import NONE, Limits
 from exitkit.measure import Sample, Scored, full_model, gated_answers, reference_of, run_all, score
 from exitkit.plugins import Registry
-from exitkit.policy import ExitPolicy, reads_heads
+from exitkit.policy import ExitPolicy
 from exitkit.progress import bar
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
@@ -115,7 +115,7 @@ class Study:
             return pareto.candidates(pareto.space(name, policy, held, shape), self.evaluator(name), currency)
         if not self.rewrites(name):
             return search.candidates(name, policy, held, shape, self.evaluator(name), currency)
-        guess = self._replayed(name, guess=True, timed=currency == "time")
+        guess = self._replayed(name, self._share_right, timed=currency == "time")
         promising = search.spread(
             search.candidates(name, policy, held, shape, guess, currency, GUESSES), currency, MOST_LIVE
         )
@@ -132,6 +132,13 @@ class Study:
             return list(found)
         where, evaluate = pareto.space(name, policy, held, shape), self.evaluator(name, timed=currency == "time")
         return pareto.nearer(where, found, evaluate, currency, target)
+
+    def per_exit(self, name: str, found: Sequence[Candidate], currency: str, target: float) -> list[Candidate]:
+        """Settings of a policy that can be replayed with a threshold for every exit; see `per_exit.candidates`."""
+        agreement = self.task.metric("agreement")
+        agreeing = self._replayed(name, lambda logits: agreement(self.full, self.sample.answers(logits)))
+        policy, shape = self.registry.policy(name), self.model.model.shape
+        return per_exit.candidates(name, policy, found, shape, self.evaluator(name), agreeing, currency, target)
 
     def evaluator(self, name: str, timed: bool = False) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states.
@@ -151,21 +158,24 @@ class Study:
         """Whether a policy rewrites later states in that words halt, and in no other way."""
         return self.rewrites(name) and not self.registry.policy(name).rewrites
 
-    def _replayed(self, name: str, guess: bool = False, timed: bool = True) -> search.Evaluate:
-        """Candidates by replay. In a guess the share of right units stands for the score.
+    def _replayed(
+        self, name: str, worth: Callable[[Tensor], float] | None = None, timed: bool = True
+    ) -> search.Evaluate:
+        """Candidates by replay. `worth` of final logits stands for the score.
 
         Without `timed` flops stand for time.
         """
-        worth = self._share_right if guess else self._worth
-        clock_ = self._clock(name) if timed else None
+        worth = worth or self._worth
         of_words = self._words_leave(name)
 
         def evaluate(plan: Schedule) -> Candidate:
-            outcome, cost = replay(self.recording, replace(plan, limits=self.limits)), self._cost(plan)
+            plan = replace(plan, limits=self.limits)
+            outcome, cost = replay(self.recording, plan), ReplayCost(self.recording, self.price, plan)
             counted = cost.speedups(outcome)
             time = counted["flops"]
-            if clock_ is not None:
-                time = clock_.speedup_of_words(outcome, cost) if of_words else clock_.speedup(outcome)
+            if timed:
+                predicted = self._predicted
+                time = predicted.speedup_of_words(outcome, cost) if of_words else predicted.speedup(outcome, plan)
             return Candidate(
                 settings=plan.settings,
                 speedup={**counted, "time": time},
@@ -175,18 +185,9 @@ class Study:
 
         return evaluate
 
-    def _asks_from(self, name: str) -> int:
-        """The first exit that a policy is asked at."""
-        return self.limits.min_exit if self.registry.policy(name).start is ExitPolicy.start else 1
-
-    def _clock(self, name: str) -> layer_time.PredictedTime:
-        reads = reads_heads(self.registry.policy(name))
-        return layer_time.PredictedTime(self.recording, self.times, self.batch_size, reads, self._asks_from(name))
-
-    def _cost(self, plan: Schedule) -> ReplayCost:
-        reads, probe = reads_heads(type(plan.first)), self.price.probes.get(plan.name, 0)
-        asks_from, halts = self._asks_from(plan.name), plan.first.context_halts
-        return ReplayCost(self.recording, self.price, reads, asks_from, probe, halts)
+    @cached_property
+    def _predicted(self) -> layer_time.PredictedTime:
+        return layer_time.PredictedTime(self.recording, self.times, self.batch_size)
 
     def _worth(self, logits: Tensor) -> float:
         """The score of units' final logits."""
@@ -254,7 +255,8 @@ class Study:
         counted = speedups(trace, self.price)
         time = counted["flops"]  # a first guess, corrected by live runs
         if timed:
-            time = self._clock(plan.name).speedup_of_words(Outcome(trace.logits, trace.exit), self._cost(plan))
+            cost = ReplayCost(self.recording, self.price, plan)
+            time = self._predicted.speedup_of_words(Outcome(trace.logits, trace.exit), cost)
         return Candidate(
             settings=plan.settings,
             speedup={**counted, "time": time},

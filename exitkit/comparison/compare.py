@@ -25,7 +25,6 @@ from exitkit.data.splits import scoring_split, texts, training_and_calibration
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, reference_of
 from exitkit.plugins import Registry, installed
-from exitkit.policy import reads_heads
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
 from exitkit.tasks import Task
@@ -273,13 +272,7 @@ class Scorer:
     def of(self, plan: Schedule) -> dict[str, Any]:
         """Speed-ups, score and drop of a setting."""
         outcome = replay(self.recording, plan)
-        cost = ReplayCost(
-            self.recording,
-            self.price,
-            reads_heads(plan.first),
-            plan.asks_from,
-            self.price.probes.get(plan.name, 0),
-        )
+        cost = ReplayCost(self.recording, self.price, plan)
         score = self._score(self.sample.answers(outcome.logits))
         return {
             "settings": plan.settings,
