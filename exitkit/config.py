@@ -234,7 +234,9 @@ class CalibrateConfig(Common, DataColumns):
     ] = Choice()
     currency: Annotated[Currency, flag("What the speed-up is counted in: layers, flops, or time.")] = "time"
     batch_size: Annotated[int, Field(ge=1), flag("Batch size that time is measured at.")] = 32
-    per_exit: Annotated[bool, flag("A threshold for every exit instead of one for all.")] = False
+    per_exit: Annotated[
+        bool, flag("A threshold for every exit, or none where asking is not worth it, instead of one for all.")
+    ] = False
     temperature: Annotated[
         bool, flag("Fit a temperature per exit first, so that probabilities mean what they say.")
     ] = False

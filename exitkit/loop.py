@@ -204,7 +204,7 @@ class Walk:
         if runs is None or all(who):
             trace.layer(layer, stream)
             return stream.carrying(self.model.encoder.layer(layer - 1, stream)), who
-        stream = replace(stream, skipped=stream.skipped + ~runs)
+        stream = stream.having(skipped=stream.skipped + ~runs)
         if not any(who):
             return stream, who
         part = select(stream, who)

@@ -8,8 +8,9 @@ one that drops any. Sequences are packed in order of their length, because atten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Stream:
     row: Tensor  # [U] the unit's row in the trace
     live: Tensor  # [U] bool, no answer yet
     skipped: Tensor  # [S] layers that the sequence did not run
-    active: Tensor | None  # [Q] ascending rows of the tokens that still compute; None = all of them
+    active: Tensor | None  # [Q] ascending rows of the tokens that compute; None = all, as always if units are sequences
     asking: tuple[int, ...]  # [S] active tokens of each sequence, on the host
     whole: bool  # units are sequences, not words
 
@@ -64,9 +65,13 @@ class Stream:
         return len(self.lengths)
 
     def carrying(self, hidden: Tensor) -> Stream:
-        """The same tokens with new states [T, d]. Once per layer, hence without the cost of dataclasses.replace."""
+        """The same tokens with new states [T, d]."""
+        return self.having(hidden=hidden)
+
+    def having(self, **fields: Any) -> Stream:
+        """The same stream with some fields changed; at every layer, hence without the cost of dataclasses.replace."""
         new = object.__new__(Stream)
-        new.__dict__.update(self.__dict__, hidden=hidden)
+        new.__dict__.update(self.__dict__, **fields)
         return new
 
 
@@ -98,7 +103,10 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     home = torch.repeat_interleave(torch.tensor(lengths, device=device), output_size=sum(lengths))
     bounds = _bounds(lengths, device)
     words = batch.get("words")
-    units = _sequences_as_units(home, bounds, rows) if words is None else _words_as_units(flat(words), home, rows)
+    if words is None:
+        units = _sequences_as_units(home, bounds, rows, torch.ones_like(rows, dtype=torch.bool))
+    else:
+        units = _words_as_units(flat(words), home, rows)
     stream = Stream(
         hidden=position.new_empty(len(position), 0, dtype=torch.float32),
         position=position,
@@ -155,14 +163,14 @@ def units_of(batch: Batch) -> Units:
     return Units(sequence, place, torch.bincount(unit, minlength=len(sequence)))
 
 
-def _sequences_as_units(home: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Tensor]:
+def _sequences_as_units(home: Tensor, bounds: Tensor, rows: Tensor, live: Tensor) -> dict[str, Tensor]:
     return {
         "owner": home,
         "sequence": torch.arange(len(rows), device=rows.device),
         "place": torch.zeros_like(rows),
         "anchor": bounds[:-1],
         "row": rows,
-        "live": torch.ones_like(rows, dtype=torch.bool),
+        "live": live,
     }
 
 
@@ -204,32 +212,39 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
     lengths = [n for n, wanted in zip(stream.lengths, keep, strict=True) if wanted]
     asking = [n for n, wanted in zip(stream.asking, keep, strict=True) if wanted]
     kept_tokens = kept[stream.home]
-    kept_units = kept[stream.sequence]
     tokens = _rows_where(kept_tokens, sum(lengths))
-    units = kept_units.nonzero().squeeze(1)
-    owner = stream.owner[tokens]
     new_sequence = kept.cumsum(0) - 1
-    new_unit = kept_units.cumsum(0) - 1
-    new_token = kept_tokens.cumsum(0) - 1
+    home, bounds = new_sequence[stream.home[tokens]], _bounds(lengths, device)
     active = stream.active
-    if active is not None:
-        active = new_token[active[kept_tokens[active]]]
+    if stream.whole:
+        units = kept.nonzero().squeeze(1)
+        of_units = _sequences_as_units(home, bounds, stream.row[units], stream.live[units])
+    else:
+        kept_units = kept[stream.sequence]
+        units = kept_units.nonzero().squeeze(1)
+        owner = stream.owner[tokens]
+        new_unit, new_token = kept_units.cumsum(0) - 1, kept_tokens.cumsum(0) - 1
+        of_units = {
+            "owner": torch.where(owner >= 0, new_unit[owner], owner),
+            "sequence": new_sequence[stream.sequence[units]],
+            "place": stream.place[units],
+            "anchor": new_token[stream.anchor[units]],
+            "row": stream.row[units],
+            "live": stream.live[units],
+        }
+        if active is not None:
+            active = new_token[active[kept_tokens[active]]]
     part = Stream(
         hidden=stream.hidden.index_select(0, tokens),
         position=stream.position[tokens],
         lengths=tuple(lengths),
-        bounds=_bounds(lengths, device),
-        home=new_sequence[stream.home[tokens]],
-        owner=torch.where(owner >= 0, new_unit[owner], owner),
-        sequence=new_sequence[stream.sequence[units]],
-        place=stream.place[units],
-        anchor=new_token[stream.anchor[units]],
-        row=stream.row[units],
-        live=stream.live[units],
+        bounds=bounds,
+        home=home,
         skipped=stream.skipped[kept],
         active=active,
         asking=tuple(asking),
         whole=stream.whole,
+        **of_units,
     )
     return Selection(part, tokens, units)
 
@@ -248,7 +263,7 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
         keep = live.tolist()
         if not any(keep):
             return None
-        part = select(replace(stream, live=live), keep)
+        part = select(stream.having(live=live), keep)
         return part.stream, part.units
     waiting = _count(live, stream.sequence, stream.sequences)  # [S]
     awake = _awake(stream, live, _context(stream, live, context_halts))  # [T]
@@ -257,8 +272,7 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
     if not any(keep):
         return None
     everyone = all(a == n for a, n, wanted in zip(awake_tokens, stream.lengths, keep, strict=True) if wanted)
-    halted = replace(
-        stream,
+    halted = stream.having(
         live=live,
         active=None if everyone else _rows_where(awake, sum(awake_tokens)),
         asking=stream.lengths if everyone else tuple(awake_tokens),
@@ -278,7 +292,7 @@ def resting(stream: Stream, live: Tensor, context_halts: bool = False) -> Stream
     done = (_count(live, stream.sequence, stream.sequences) == 0)[stream.home]
     awake = _awake(stream, live, done | _context(stream, live, context_halts))  # [T]
     asking = tuple(_count(awake, stream.home, stream.sequences).tolist())
-    return replace(stream, live=live, active=_rows_where(awake, sum(asking)), asking=asking)
+    return stream.having(live=live, active=_rows_where(awake, sum(asking)), asking=asking)
 
 
 def _context(stream: Stream, live: Tensor, halts: bool) -> Tensor | bool:

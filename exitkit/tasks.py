@@ -78,6 +78,14 @@ class Task(ABC):
         """How far two sets of answers say the same: the share of units with equal ones."""
         return metrics.accuracy(some, others)
 
+    @abstractmethod
+    def faith(self, full: Tensor, given: Tensor) -> float:
+        """How far the answers to logits `given` [N, C] are those of the full model's, `full` [N, C]; more is better.
+
+        With classes the share of right answers to expect if the full model's probabilities were true: where it is
+        unsure itself, another answer costs little. Smoother than agreement, and no label is needed.
+        """
+
     def unit_scores(self, truth: Answers, given: Answers) -> Answers:
         """What each unit's answer is worth [N], for shares of parts of the rows: 1 right, 0 wrong."""
         same: Answers = truth == given
@@ -124,6 +132,10 @@ class Classification(Task):
         """Class numbers [..., N]; ties go to the first."""
         return logits.argmax(dim=-1).cpu().numpy()
 
+    def faith(self, full: Tensor, given: Tensor) -> float:
+        """The full model's mean probability of the classes given."""
+        return float(self.probabilities(full).gather(1, given.argmax(dim=1, keepdim=True)).mean())
+
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy."""
         return functional.cross_entropy(logits.float(), labels, weight=weights, reduction="none")
@@ -158,6 +170,11 @@ class MultiLabel(Task):
     def answers(self, logits: Tensor) -> Answers:
         """Whether each class holds [..., N, C]: its probability is above one half."""
         return (logits > 0).cpu().numpy()
+
+    def faith(self, full: Tensor, given: Tensor) -> float:
+        """The full model's mean probability of what is said of each class."""
+        shares = self.probabilities(full)
+        return float(torch.where(given > 0, shares, 1 - shares).mean())
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Binary cross-entropy, the mean over classes; `weights` multiply the loss where a class holds."""
@@ -217,6 +234,10 @@ class Regression(Task):
     def agreement(self, some: Answers, others: Answers) -> float:
         """Pearson's correlation: two models hardly ever give equal numbers."""
         return metrics.pearson(some, others)
+
+    def faith(self, full: Tensor, given: Tensor) -> float:
+        """Minus the mean squared difference."""
+        return -float((full - given).square().mean())
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Squared error."""

@@ -200,7 +200,7 @@ def test_a_threshold_per_exit_distrusts_an_exit_that_is_sure_and_wrong() -> None
     assert len(after.settings["threshold"]) == 3
 
 
-def test_thresholds_per_exit_are_those_that_agree_with_the_full_model_whatever_few_labels_say() -> None:
+def test_thresholds_per_exit_are_true_to_the_full_model_whatever_few_labels_say() -> None:
     recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
 
     def judged(tried: Schedule, answer: int) -> Candidate:
@@ -211,15 +211,15 @@ def test_thresholds_per_exit_are_those_that_agree_with_the_full_model_whatever_f
     def by_labels(tried: Schedule) -> Candidate:
         return judged(tried, 0)
 
-    def agreeing(tried: Schedule) -> Candidate:
+    def faithful(tried: Schedule) -> Candidate:
         return judged(tried, 1)
 
     policy, shape = REGISTRY.policy("entropy"), recorded.shape
     common = search.candidates("entropy", policy, {}, shape, by_labels, "layers")
-    found = per_exit.candidates("entropy", policy, common, shape, by_labels, agreeing, "layers", 1.5)
+    found = per_exit.candidates("entropy", policy, common, shape, by_labels, faithful, "layers", 1.5)
     chosen = search.pick(found, "layers", 1.5)
     assert chosen.score == 0.0  # the score stays that of the labels
-    assert agreeing(schedule("entropy", policy, chosen.settings, shape)).score == 1.0
+    assert faithful(schedule("entropy", policy, chosen.settings, shape)).score == 1.0
 
 
 def test_per_exit_is_refused_where_it_makes_no_sense() -> None:

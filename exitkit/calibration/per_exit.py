@@ -32,7 +32,7 @@ class Search:
     knob: Knob
     base: dict[str, object]
     shape: Shape
-    agreeing: Evaluate
+    faithful: Evaluate
     currency: str
 
     def at(self, scale: float, multipliers: tuple[float, ...], evaluate: Evaluate | None = None) -> Candidate:
@@ -42,7 +42,7 @@ class Search:
         off = off_value(self.knob, self.shape) if self.knob.off is not None else strict
         values = [off if m == 0 else _rounded(strict + min(1.0, scale * m) * (eager - strict)) for m in multipliers]
         plan = schedule(self.name, self.policy, {**self.base, self.knob.name: values}, self.shape)
-        return (evaluate or self.agreeing)(plan)
+        return (evaluate or self.faithful)(plan)
 
     def most(self, multipliers: tuple[float, ...]) -> float:
         """The scale at which every threshold that moves is as lax as it can be."""
@@ -70,16 +70,15 @@ def candidates(
     found: Sequence[Candidate],
     shape: Shape,
     evaluate: Evaluate,
-    agreeing: Evaluate,
+    faithful: Evaluate,
     currency: str,
     target: float,
 ) -> list[Candidate]:
     """Settings with a threshold per exit around a target: coordinate by coordinate from the best common threshold.
 
     Each exit's threshold in turn is made stricter or laxer while the others move so that the speed-up stays; what
-    agrees more often with the full model is kept. Labels would be the wrong judge: a few hundred of them say less about
-    five thresholds than they leave to chance (`docs/results/recipes.md`). The last settings are then followed over all
-    speed-ups.
+    is truer to the full model is kept. Labels would be the wrong judge: a few hundred of them say less about five
+    thresholds than they leave to chance. The last settings are then followed over all speed-ups.
 
     Args:
         name: the policy's.
@@ -87,7 +86,7 @@ def candidates(
         found: settings with a common threshold.
         shape: the model's.
         evaluate: what a schedule gives.
-        agreeing: the same, with agreement with the full model for a score.
+        faithful: the same, with `Task.faith` in the full model for a score.
         currency: of the target.
         target: the speed-up to search at.
 
@@ -101,7 +100,7 @@ def candidates(
         raise UsageError("--per-exit: with two exits there is only one threshold.")
     start = pick(found, currency, target)
     base = {key: value for key, value in start.settings.items() if key != knob.name}
-    search = Search(name, policy, knob, base, shape, agreeing, currency)
+    search = Search(name, policy, knob, base, shape, faithful, currency)
     multipliers = (1.0,) * (shape.exits - 1)
     scale, best = search.reaching(target, multipliers)
     for _ in range(PASSES):

@@ -135,10 +135,9 @@ class Study:
 
     def per_exit(self, name: str, found: Sequence[Candidate], currency: str, target: float) -> list[Candidate]:
         """Settings of a policy that can be replayed with a threshold for every exit; see `per_exit.candidates`."""
-        agreement = self.task.metric("agreement")
-        agreeing = self._replayed(name, lambda logits: agreement(self.full, self.sample.answers(logits)))
         policy, shape = self.registry.policy(name), self.model.model.shape
-        return per_exit.candidates(name, policy, found, shape, self.evaluator(name), agreeing, currency, target)
+        faithful = self._replayed(name, partial(self.task.faith, self.recording.logits[-1]))
+        return per_exit.candidates(name, policy, found, shape, self.evaluator(name), faithful, currency, target)
 
     def evaluator(self, name: str, timed: bool = False) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states.

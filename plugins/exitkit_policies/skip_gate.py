@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ class AttentionGate(nn.Module):
         exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
         shares = softmax_within(exact, owner, bounds).to(states.dtype)  # [T, 2]
         given = shares[:, :, None] * self.value(states).view(tokens, HEADS, -1)
-        said: Tensor = self.out(sum_within(given.flatten(1), bounds))
+        said: Tensor = self.out(gathered(given.flatten(1), bounds, "sum"))
         return said.squeeze(1)
 
     def cost(self, lengths: tuple[int, ...]) -> int:
@@ -136,7 +136,7 @@ class LinearGate(nn.Module):
 
     def forward(self, hidden: Tensor, bounds: Tensor) -> Tensor:
         """Log-odds of skipping [S]."""
-        mean = sum_within(hidden, bounds) / bounds.diff()[:, None]
+        mean = gathered(hidden, bounds, "mean")
         said: Tensor = self.out(layer_norm(mean, mean.shape[1:]))
         return said.squeeze(1)
 
@@ -155,11 +155,11 @@ def owners(bounds: Tensor, tokens: int) -> Tensor | None:
     return None if bounds.shape[0] == 2 else torch.repeat_interleave(bounds.diff(), output_size=tokens)
 
 
-def sum_within(rows: Tensor, bounds: Tensor) -> Tensor:
-    """Sum [S, n] of the rows [T, n] of every sequence; what stands beside it does not enter."""
+def gathered(rows: Tensor, bounds: Tensor, how: Literal["sum", "mean"]) -> Tensor:
+    """Sum or mean [S, n] of the rows [T, n] of every sequence; what stands beside it does not enter."""
     if bounds.shape[0] == 2:
-        return rows.sum(dim=0, keepdim=True)
-    return embedding_bag(torch.arange(rows.shape[0], device=rows.device), rows, bounds[:-1], mode="sum")
+        return rows.sum(dim=0, keepdim=True) if how == "sum" else rows.mean(dim=0, keepdim=True)
+    return embedding_bag(torch.arange(rows.shape[0], device=rows.device), rows, bounds[:-1], mode=how)
 
 
 def softmax_within(scores: Tensor, owner: Tensor | None, bounds: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def softmax_within(scores: Tensor, owner: Tensor | None, bounds: Tensor) -> Tens
     lowest = scores.detach().new_full((sequences, scores.shape[1]), -torch.inf)
     highest = lowest.scatter_reduce(0, owner[:, None].expand_as(scores), scores.detach(), "amax")
     weights = (scores - highest[owner]).exp()
-    return weights / sum_within(weights, bounds)[owner]
+    return weights / gathered(weights, bounds, "sum")[owner]
 
 
 @hookimpl
