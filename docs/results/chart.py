@@ -66,5 +66,6 @@ for name in names:
         of = [one for one in own if one["what"] == what]
         times = " | ".join(f"{one['ms_per_row']:.2f} | {one['faster']:.2f}x" for one in of)
         print(f"| {name}, {what} | {100 * of[0]['score']:.1f} ± {of[0]['spread']:.1f} | {times} |")
-shown = [[one for one in part if one["batch_size"] == sizes[0]] for part in (runs, baselines)]
-save(milliseconds_against_score(*shown, sizes[0]), picture)
+first, *_ = sizes
+shown, fixed = ([one for one in part if one["batch_size"] == first] for part in (runs, baselines))
+save(milliseconds_against_score(shown, fixed, first), picture)
