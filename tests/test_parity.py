@@ -100,7 +100,7 @@ def test_both_ways_to_attend_agree(window: int | None, halted: bool) -> None:
     if halted:
         kept = torch.arange(now.tokens) % 3 != 1
         asking = tuple(int(part.sum()) for part in kept.split(now.lengths))
-        now = stream.replace(now, active=kept.nonzero().squeeze(1), asking=asking)
+        now = now.having(active=kept.nonzero().squeeze(1), asking=asking)
     asked = now.tokens if now.active is None else len(now.active)
     q, k, v = (torch.randn(n, 2, 4, dtype=torch.float64) for n in (asked, now.tokens, now.tokens))
     by_runs = attention.by_runs(q, k, v, now, window=window)
@@ -127,9 +127,8 @@ def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def pack(rows):
         tokens, now = right(rows)
-        return stream.Tokens(tokens.ids, tokens.types, tokens.position + 1), stream.replace(
-            now, position=now.position.flip(0)
-        )
+        shifted = stream.Tokens(tokens.ids, tokens.types, tokens.position + 1)
+        return shifted, now.having(position=now.position.flip(0))
 
     monkeypatch.setattr("exitkit.loop.pack", pack)
 
@@ -172,7 +171,7 @@ def wrong_rotary_angles(monkeypatch: pytest.MonkeyPatch) -> None:
     right = modernbert.ModernBertEncoder.layer
 
     def layer(self, index, now):
-        return right(self, index, stream.replace(now, position=now.position * 2))
+        return right(self, index, now.having(position=now.position * 2))
 
     monkeypatch.setattr(modernbert.ModernBertEncoder, "layer", layer)
 
