@@ -105,7 +105,7 @@ class ReplayCost:
         asked = heads + price.probes.get(plan.name, 0)
         asked[-1] = heads[-1]  # nobody decides there
         read = np.array([*plan.read, True])
-        self.paid = np.where(read, asked, 0).cumsum() + np.where(read, 0, heads)  # [E] by those who leave there
+        self.paid = np.where(read, asked, 0).cumsum() + np.where(read, 0, asked)  # [E] by those who leave there
         full = sum(_layer(cost, self.lengths[-1], self.lengths[-1]) for cost in price.layers[price.start :])
         self.full = full + recording.units * float(heads[-1])
 

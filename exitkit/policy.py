@@ -135,7 +135,10 @@ class ExitPolicy(ABC):
 
     @abstractmethod
     def decide(self, seen: Evidence, state: State) -> tuple[Tensor | Decision, State]:
-        """Who leaves after this exit ([U] bool, or a Decision), and the state from here on."""
+        """Who leaves after this exit ([U] bool, or a Decision), and the state from here on.
+
+        Asked after every exit but the last, save those that settings turn off (see `knob`) or limits forbid.
+        """
 
     def conclude(self, seen: Evidence, state: State) -> Tensor | None:
         """At the last exit: answers that replace its logits ([U, C]), or None to keep them."""
@@ -206,7 +209,8 @@ def knob(
         raising: what a larger value does to exits: "earlier", "later", or "mixed" when it depends.
         choices: the allowed values of a setting that is not a number.
         per_exit: whether a list with one value per exit but the last makes sense. The loop holds one policy per exit,
-            so `decide` sees a scalar in any case.
+            so `decide` sees a scalar in any case. An exit where all such settings are off is not asked, unless the
+            policy has a `start` of its own, or every setting of it is off.
         tasks: tasks that the setting matters for (None = all); elsewhere it keeps its default and is not shown.
     """
     declared = {

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from exitkit.errors import UsageError, one_of
@@ -31,14 +32,14 @@ class Schedule:
         """The policy that starts the state and, where it has gates, works them."""
         return self.steps[0]
 
-    @property
+    @cached_property
     def asked(self) -> tuple[bool, ...]:
         """[E − 1] where the policy is asked: one without memory need not see exits that nobody may leave at."""
         remembers = type(self.first).start is not ExitPolicy.start
         exits = range(1, len(self.steps))
         return tuple(remembers or (exit >= self.limits.min_exit and exit not in self.silent) for exit in exits)
 
-    @property
+    @cached_property
     def read(self) -> tuple[bool, ...]:
         """[E − 1] where heads are run for all who are there; elsewhere only for those who leave."""
         return self.asked if reads_heads(self.first) else (False,) * len(self.asked)
@@ -88,15 +89,19 @@ def schedule(
 
 
 def _silent(declared: Mapping[str, Knob], steps: Sequence[ExitPolicy], shape: Shape) -> frozenset[int]:
-    """Exits (from 1) that a setting of theirs turns off. A policy with every setting off is asked all the same."""
+    """Exits (from 1) whose own settings, those that may differ from exit to exit, are all off.
+
+    None where the whole policy is off: it is asked all the same, to show what asking costs.
+    """
     turned_off = {
         key: {exit for exit, step in enumerate(steps[:-1], start=1) if getattr(step, key) == off_value(knob, shape)}
         for key, knob in declared.items()
         if knob.off is not None
     }
-    if all(len(exits) == shape.exits - 1 for exits in turned_off.values()):
+    own = [exits for key, exits in turned_off.items() if declared[key].per_exit]
+    if not own or all(len(exits) == shape.exits - 1 for exits in turned_off.values()):
         return frozenset()
-    return frozenset().union(*(exits for key, exits in turned_off.items() if declared[key].per_exit))
+    return frozenset(set.intersection(*own))
 
 
 def check(name: str, policy: type[ExitPolicy], shape: Shape) -> None:

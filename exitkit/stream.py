@@ -45,7 +45,7 @@ class Stream:
     row: Tensor  # [U] the unit's row in the trace
     live: Tensor  # [U] bool, no answer yet
     skipped: Tensor  # [S] layers that the sequence did not run
-    active: Tensor | None  # [Q] ascending rows of the tokens that compute; None = all, as always if units are sequences
+    active: Tensor | None  # [Q] ascending rows of the tokens that compute; None = all of them
     asking: tuple[int, ...]  # [S] active tokens of each sequence, on the host
     whole: bool  # units are sequences, not words
 
@@ -70,6 +70,7 @@ class Stream:
 
     def having(self, **fields: Any) -> Stream:
         """The same stream with some fields changed; at every layer, hence without the cost of dataclasses.replace."""
+        assert fields.keys() <= self.__dict__.keys(), f"a stream has no {sorted(fields.keys() - self.__dict__.keys())}"
         new = object.__new__(Stream)
         new.__dict__.update(self.__dict__, **fields)
         return new
@@ -216,7 +217,9 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
     new_sequence = kept.cumsum(0) - 1
     home, bounds = new_sequence[stream.home[tokens]], _bounds(lengths, device)
     active = stream.active
-    if stream.whole:
+    if active is not None:
+        active = (kept_tokens.cumsum(0) - 1)[active[kept_tokens[active]]]
+    if stream.whole:  # much is known without looking
         units = kept.nonzero().squeeze(1)
         of_units = _sequences_as_units(home, bounds, stream.row[units], stream.live[units])
     else:
@@ -232,8 +235,6 @@ def select(stream: Stream, keep: Sequence[bool]) -> Selection:
             "row": stream.row[units],
             "live": stream.live[units],
         }
-        if active is not None:
-            active = new_token[active[kept_tokens[active]]]
     part = Stream(
         hidden=stream.hidden.index_select(0, tokens),
         position=stream.position[tokens],

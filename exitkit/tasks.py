@@ -79,8 +79,8 @@ class Task(ABC):
         return metrics.accuracy(some, others)
 
     @abstractmethod
-    def faith(self, full: Tensor, given: Tensor) -> float:
-        """How far the answers to logits `given` [N, C] are those of the full model's, `full` [N, C]; more is better.
+    def faith(self, full: Tensor) -> Callable[[Tensor], float]:
+        """Says of logits [N, C] how far their answers are those of the full model's, `full` [N, C]; more is better.
 
         With classes the share of right answers to expect if the full model's probabilities were true: where it is
         unsure itself, another answer costs little. Smoother than agreement, and no label is needed.
@@ -132,9 +132,10 @@ class Classification(Task):
         """Class numbers [..., N]; ties go to the first."""
         return logits.argmax(dim=-1).cpu().numpy()
 
-    def faith(self, full: Tensor, given: Tensor) -> float:
+    def faith(self, full: Tensor) -> Callable[[Tensor], float]:
         """The full model's mean probability of the classes given."""
-        return float(self.probabilities(full).gather(1, given.argmax(dim=1, keepdim=True)).mean())
+        shares = self.probabilities(full)
+        return lambda given: float(shares.gather(1, given.argmax(dim=1, keepdim=True)).mean())
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy."""
@@ -171,10 +172,10 @@ class MultiLabel(Task):
         """Whether each class holds [..., N, C]: its probability is above one half."""
         return (logits > 0).cpu().numpy()
 
-    def faith(self, full: Tensor, given: Tensor) -> float:
+    def faith(self, full: Tensor) -> Callable[[Tensor], float]:
         """The full model's mean probability of what is said of each class."""
         shares = self.probabilities(full)
-        return float(torch.where(given > 0, shares, 1 - shares).mean())
+        return lambda given: float(torch.where(given > 0, shares, 1 - shares).mean())
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Binary cross-entropy, the mean over classes; `weights` multiply the loss where a class holds."""
@@ -235,9 +236,9 @@ class Regression(Task):
         """Pearson's correlation: two models hardly ever give equal numbers."""
         return metrics.pearson(some, others)
 
-    def faith(self, full: Tensor, given: Tensor) -> float:
+    def faith(self, full: Tensor) -> Callable[[Tensor], float]:
         """Minus the mean squared difference."""
-        return -float((full - given).square().mean())
+        return lambda given: -float((full - given).square().mean())
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Squared error."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitkit
+from exitkit.artifact import read as read_artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
+from exitkit.calibration.study import Study
 from exitkit.cost import ReplayCost, prices, speedups
+from exitkit.data.sources import read
 from exitkit.errors import UsageError
 from exitkit.limits import NONE, Limits
 from exitkit.loop import run
 from exitkit.plugins import installed
-from exitkit.policy import Decision
+from exitkit.policy import Decision, Evidence, ExitPolicy, State, knob, normalised_entropy
 from exitkit.replay import record, replay
 from exitkit.settings import Schedule, schedule
 from exitkit.tasks import Classification, MultiLabel, Regression
@@ -89,12 +92,15 @@ LIMITS = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(
     limits=LIMITS,
-    name=st.sampled_from(["entropy", "patience", "confidence"]),
+    name=st.sampled_from(["entropy", "patience", "confidence", "learned"]),
     turned_off=st.sets(st.integers(1, 5)),
 )
 def test_live_and_replayed_limits_agree_and_cost_the_same(limits: Limits, name: str, turned_off: set[int]) -> None:
     model, batch = tiny_model(), tiny_batch()
-    recorded = record(model, [batch])
+    if name == "learned":
+        torch.manual_seed(0)
+        model.probes[name] = REGISTRY.policy(name).probe(model.shape).eval()  # type: ignore[union-attr]
+    recorded = record(model, [batch], model.probes)
     levels = ["off" if exit in turned_off else 0.6 for exit in range(1, 6)]
     knobs = {} if name == "patience" else {"threshold": levels}
     chosen = schedule(name, REGISTRY.policy(name), knobs, model.shape, limits)
@@ -115,6 +121,35 @@ def test_an_exit_that_a_list_turns_off_costs_nothing_and_changes_nothing_else() 
     assert torch.equal(some.logits, alone.logits)
     assert [count > 0 for count in some.work.heads] == [False, True, False, True, True, True]
     assert all(alone.work.heads)
+
+
+@dataclass(frozen=True)
+class Either(ExitPolicy):
+    """Leave when either of two rules says so."""
+
+    threshold: float = knob(0.3, low=0.0, high=1.0, off=-1.0, per_exit=True)
+    gap: float = knob(2.0, low=0.0, high=1.0, off=2.0, raising="later", per_exit=True)
+
+    def decide(self, seen: Evidence, state: State) -> tuple[torch.Tensor, State]:
+        first, second = seen.logits.softmax(-1).topk(2).values.unbind(-1)
+        return (normalised_entropy(seen.logits) < self.threshold) | (first - second > self.gap), state
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({}, [True] * 5),
+        ({"threshold": "off", "gap": 0.5}, [True] * 5),
+        ({"threshold": ["off", 0.3, "off", 0.3, "off"]}, [False, True, False, True, False]),
+        (
+            {"threshold": ["off", 0.3, "off", 0.3, "off"], "gap": [0.5, 2.0, 2.0, 2.0, 2.0]},
+            [True, True, False, True, False],
+        ),
+        ({"threshold": "off", "gap": "off"}, [True] * 5),
+    ],
+)
+def test_an_exit_is_off_only_where_all_that_may_differ_is_off(settings: dict, asked: list[bool]) -> None:
+    assert list(schedule("either", Either, settings, SHAPE).asked) == asked
 
 
 def test_a_policy_that_is_off_everywhere_still_runs_its_heads_to_show_their_price() -> None:
@@ -220,17 +255,70 @@ def test_thresholds_per_exit_are_true_to_the_full_model_whatever_few_labels_say(
     chosen = search.pick(found, "layers", 1.5)
     assert chosen.score == 0.0  # the score stays that of the labels
     assert faithful(schedule("entropy", policy, chosen.settings, shape)).score == 1.0
+    settled = search.settle(chosen, "entropy", policy, shape, by_labels)
+    again = by_labels(schedule("entropy", policy, settled.settings, shape))
+    assert torch.equal(again.taken, chosen.taken)
+    levels, before = (one.settings["threshold"] for one in (settled, chosen))
+    assert [level == -1.0 for level in levels] == [level == -1.0 for level in before], "off stays off"
+    assert levels != before, "the others stand between observed values"
+
+
+@pytest.mark.parametrize("target", [1.05, 1.5, 3.0])
+def test_thresholds_per_exit_near_the_target_take_no_speed_up_away(target: float) -> None:
+    recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
+
+    def evaluate(tried: Schedule) -> Candidate:
+        outcome = replay(recorded, tried)
+        right = float((outcome.logits.argmax(dim=1) == 1).float().mean())
+        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, right, outcome.exit)
+
+    policy, shape = REGISTRY.policy("entropy"), recorded.shape
+    common = search.candidates("entropy", policy, {}, shape, evaluate, "layers")
+    both = per_exit.candidates("entropy", policy, common, shape, evaluate, evaluate, "layers", target)
+    ends = [[edge(one.speedup["layers"] for one in found) for edge in (min, max)] for found in (common, both)]
+    assert ends[0] == ends[1]
+    assert search.fastest_within(both, "layers", 1.0, 0.0) is not None, "to be off loses nothing"
+    scores = [search.pick(found, "layers", target).score for found in (common, both)]
+    assert scores[1] >= scores[0]
+    lists = [one for one in both if isinstance(one.settings["threshold"], list)]
+    assert lists
+    assert not [one for one in both if one not in lists and 0.98 <= one.speedup["layers"] / target <= 1.05]
+
+
+def test_thresholds_per_exit_are_judged_by_tempered_probabilities(artifact: Path) -> None:
+    """The full model's probabilities as --temperature corrected them, not as they come."""
+    registry = installed()
+    study = Study(read_artifact(artifact, registry), registry, read("demo:reviews", "validation[:60]"), "accuracy", 32)
+    judged: list[torch.Tensor] = []
+    judge = type(study.task).faith
+
+    def watched(self: object, full: torch.Tensor) -> object:
+        judged.append(full)
+        return judge(self, full)  # type: ignore[arg-type]
+
+    study.limits = Limits(temperatures=(2.0,) * study.model.model.shape.exits)
+    found = study.candidates("entropy", {}, "layers")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(study.task), "faith", watched)
+        chosen = search.pick(study.per_exit("entropy", found, "layers", 1.5), "layers", 1.5)
+    assert torch.equal(judged[0], study.recording.logits[-1] / 2)
+    assert isinstance(chosen.settings["threshold"], list)
+
+
+def test_a_threshold_that_is_given_is_not_searched(artifact: Path) -> None:
+    with pytest.raises(UsageError, match=r"--per-exit searches policy.entropy.threshold, which is given"):
+        exitkit.calibrate(
+            artifact, target_speedup=1.2, currency="layers", per_exit=True, policy={"entropy": {"threshold": 0.3}},
+            data="demo:reviews", split="validation[:60]",
+        )  # fmt: skip
 
 
 def test_per_exit_is_refused_where_it_makes_no_sense() -> None:
-    def none(plan: Schedule) -> Candidate:
-        raise AssertionError("nothing is tried")
-
     with pytest.raises(UsageError, match="'patience' has no setting that may differ"):
-        per_exit.candidates("patience", REGISTRY.policy("patience"), [], SHAPE, none, none, "layers", 2.0)
+        per_exit.varying("patience", REGISTRY.policy("patience"), SHAPE)
     shape = replace(SHAPE, exits=2)
     with pytest.raises(UsageError, match="only one threshold"):
-        per_exit.candidates("entropy", REGISTRY.policy("entropy"), [], shape, none, none, "layers", 2.0)
+        per_exit.varying("entropy", REGISTRY.policy("entropy"), shape)
 
 
 # --- stored and used again

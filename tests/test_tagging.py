@@ -595,6 +595,24 @@ def test_searches_in_time_predict_the_time_of_words(currency: str, expected: boo
     assert any(one.speedup["time"] != one.speedup["flops"] for one in found) is expected
 
 
+def test_words_are_not_asked_at_an_exit_that_is_off() -> None:
+    model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
+    levels = ["off", 0.7, "off", 0.7, 0.7]
+    for policy, name in ((TokenWindow, "token-window"), (Rescored, "token-window-rescored")):
+        silent, _ = counted(model, rows, policy, name, window=3, threshold=levels)
+        asked, _ = counted(model, rows, policy, name, window=3, threshold=[0.0, 0.7, 0.0, 0.7, 0.7])
+        assert torch.equal(silent.exit, asked.exit)
+        assert torch.allclose(silent.logits, asked.logits, atol=1e-5)
+        assert [heads > 0 for heads in silent.work.heads[:4]] == [False, True, False, True]
+        assert all(asked.work.heads[:4])
+    recording, price = record(model, [rows]), prices(model)
+    plan = schedule("token-window", TokenWindow, {"window": 3, "threshold": levels}, model.shape)
+    trace = run(model, rows, plan)
+    cost = ReplayCost(recording, price, plan).speedups(Outcome(trace.logits, trace.exit))
+    full = flops(full_work(trace.work, len(trace.exit)), price)
+    assert cost["flops"] == pytest.approx(full / flops(trace.work, price), rel=1e-12)
+
+
 def test_context_that_halts_computes_less() -> None:
     model, rows = tiny_model(task="tagging"), tiny_batch(task="tagging")
     settings = {"window": 1, "threshold": 0.7}

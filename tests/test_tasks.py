@@ -305,8 +305,8 @@ def test_metrics_are_those_of_scikit_learn_and_scipy(classes: int, rows: int, se
 
 def test_faith_is_the_full_models_probability_of_what_is_answered() -> None:
     full, given = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log(), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert Classification(("a", "b")).faith(full, given) == pytest.approx((0.8 + 0.4) / 2)
+    assert Classification(("a", "b")).faith(full)(given) == pytest.approx((0.8 + 0.4) / 2)
     shares = torch.tensor([[0.9, 0.3]])
     said = torch.tensor([[2.0, 1.0]])  # both hold
-    assert MultiLabel(("a", "b")).faith(shares.logit(), said) == pytest.approx((0.9 + 0.3) / 2)
-    assert Regression().faith(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [5.0]])) == pytest.approx(-4.5)
+    assert MultiLabel(("a", "b")).faith(shares.logit())(said) == pytest.approx((0.9 + 0.3) / 2)
+    assert Regression().faith(torch.tensor([[1.0], [2.0]]))(torch.tensor([[1.0], [5.0]])) == pytest.approx(-4.5)

@@ -36,7 +36,8 @@ TARGETS = (2.0, 3.0)
 Losses = npt.NDArray[np.float64]
 registry = installed()
 data, split, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
-per_exit, folders = {"common": False, "per-exit": True}[sys.argv[4]], sys.argv[5:]
+per_exit, folders = sys.argv[4] == "per-exit", sys.argv[5:]
+assert per_exit or sys.argv[4] == "common", __doc__
 
 
 def study(model: Artifact, rows: Rows) -> Study:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from exitkit.report.pictures import milliseconds_against_score, save
+from exitkit.benchmarking.contenders import PACKED
+from exitkit.report.pictures import milliseconds_against_score, named, save
 
 picture, names, folders = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
 reports = [json.loads((Path(folder) / "benchmark.json").read_text(encoding="utf-8")) for folder in folders]
-FULL = "packed full depth"
 
 
 def full_speed(report: dict[str, Any], batch_size: int) -> float:
@@ -28,7 +28,7 @@ def full_speed(report: dict[str, Any], batch_size: int) -> float:
     return next(
         float(one["ms_per_row"])
         for one in report["baselines"]
-        if (one["name"], one["batch_size"]) == (FULL, batch_size)
+        if (one["name"], one["batch_size"]) == (PACKED, batch_size)
     )
 
 
@@ -36,6 +36,7 @@ def averaged(kind: str) -> list[dict[str, Any]]:
     """The runs or baselines of all reports, each the mean over the reports."""
     found = []
     artifacts = list(dict.fromkeys(one["artifact"] for one in reports[0]["runs"]))
+    assert len(artifacts) == len(names), f"{len(names)} names for {len(artifacts)} artifacts"
     for of in zip(*(report[kind] for report in reports), strict=True):
         first, scores = of[0], [100 * one["score"] for one in of]
         size, speeds = first["batch_size"], []
@@ -48,7 +49,7 @@ def averaged(kind: str) -> list[dict[str, Any]]:
             "spread": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
             "ms_per_row": float(np.mean([one["ms_per_row"] for one in of])),
             "faster": float(np.mean(speeds)),
-            "what": first.get("name") or f"{first['policy']} {first['target']:g}x",
+            "what": first.get("name") or named(first),
         }
         found.append({**{key: first.get(key) for key in ("name", "policy", "target", "metric", "batch_size")}, **mean})
     return found

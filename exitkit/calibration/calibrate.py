@@ -13,7 +13,7 @@ import torch
 
 from exitkit import artifact, config, model_card, parsing, runtime
 from exitkit.artifact import Artifact
-from exitkit.calibration import search, temperature
+from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study, runs_file
 from exitkit.cascades.folder import open_artifact
@@ -73,7 +73,7 @@ def calibrate(
         study.limits = replace(limits, temperatures=fitted.values)
     found = study.candidates(name, held, settings.currency)
     if settings.per_exit:
-        found = _per_exit(study, name, found, settings)
+        found = _per_exit(study, name, held, found, settings)
     result, confirmed, found = _confirm(study, name, held, found, settings)
     result["limits"] = study.limits.as_dict(labels)
     result["temperature"] = fitted.as_dict() if fitted else None
@@ -226,11 +226,16 @@ def _confirm(
     return result, live, found
 
 
-def _per_exit(study: Study, name: str, found: list[Candidate], settings: CalibrateConfig) -> list[Candidate]:
+def _per_exit(
+    study: Study, name: str, held: Mapping[str, Any], found: list[Candidate], settings: CalibrateConfig
+) -> list[Candidate]:
     """Candidates with a threshold per exit."""
     currency, target = settings.currency, settings.target_speedup
     if study.rewrites(name):
         raise UsageError(f"--per-exit: policy '{name}' changes later states, so its exits cannot be set one by one.")
+    knob = per_exit.varying(name, study.registry.policy(name), study.model.model.shape)
+    if knob.name in held:
+        raise UsageError(f"--per-exit searches policy.{name}.{knob.name}, which is given; leave one of the two out.")
     if target is None:
         assert settings.max_drop is not None
         within = search.fastest_within(found, currency, study.full_score, settings.max_drop)

@@ -188,7 +188,7 @@ class PredictedTime:
             total += float(times.layer(sequences, tokens).sum())
             if layer == self.layers[-1]:
                 total += float(times.last(sequences, asked).sum())
-            elif layer in exits and cost.plan.asked[exits[layer] - 1]:
+            elif layer in exits and cost.plan.read[exits[layer] - 1]:
                 total += float(times.exit(sequences, asked).sum())
         return self.full / total
 

@@ -147,33 +147,33 @@ def frontier(found: Sequence[Candidate], currency: str, points: int = 40) -> lis
 
 
 def settle(chosen: Candidate, name: str, policy: type[ExitPolicy], shape: Shape, evaluate: Evaluate) -> Candidate:
-    """Move a real-valued knob to the middle of the values that give the same exits, away from the observed ones.
+    """Move real-valued knobs to the middle of the values that give the same exits, away from the observed ones.
 
-    The middle is a midpoint between two values that the policy compared with, so rounding does not flip a decision.
+    The middle is a midpoint between two values that the policy compared with, so rounding does not flip a decision. Of
+    a list with a value per exit each is moved by itself.
     """
+
+    def same(knob: str, place: int, value: float) -> bool:
+        tried = evaluate(schedule(name, policy, _with(chosen.settings, knob, place, value), shape))
+        return torch.equal(tried.taken, chosen.taken)
+
     for knob in knobs(policy, shape.task):
-        value = chosen.settings[knob.name]
         low, high = knob_range(knob, shape)
-        if not (isinstance(value, float) and low <= value <= high and math.isfinite(high - low)):
-            continue
-        same = partial(_same_exits, chosen, name, policy, shape, evaluate, knob.name)
-        middle = _rounded((_edge(same, value, low) + _edge(same, value, high)) / 2)
-        if low <= middle <= high and same(middle):
-            chosen = replace(chosen, settings={**chosen.settings, knob.name: middle})
+        given = chosen.settings[knob.name]
+        for place, value in enumerate(given if isinstance(given, list) else [given]):
+            if not (isinstance(value, float) and low <= value <= high and math.isfinite(high - low)):
+                continue
+            with_value = partial(same, knob.name, place)
+            middle = _rounded((_edge(with_value, value, low) + _edge(with_value, value, high)) / 2)
+            if low <= middle <= high and with_value(middle):
+                chosen = replace(chosen, settings=_with(chosen.settings, knob.name, place, middle))
     return chosen
 
 
-def _same_exits(
-    chosen: Candidate,
-    name: str,
-    policy: type[ExitPolicy],
-    shape: Shape,
-    evaluate: Evaluate,
-    knob: str,
-    value: float,
-) -> bool:
-    other = evaluate(schedule(name, policy, {**chosen.settings, knob: value}, shape))
-    return torch.equal(other.taken, chosen.taken)
+def _with(settings: Settings, knob: str, place: int, value: float) -> Settings:
+    """Settings with another value of a knob or, where it has a list, at a place of that."""
+    now = settings[knob]
+    return {**settings, knob: [*now[:place], value, *now[place + 1 :]] if isinstance(now, list) else value}
 
 
 def _edge(same: Callable[[float], bool], inside: float, outside: float) -> float:
@@ -217,23 +217,25 @@ def _along(
         raise UsageError(
             f"policy.{name}.{knob.name} has no bounds to search between; set it with --set policy.{name}.{knob.name}=…"
         )
-    seen: dict[float, Candidate] = {}
 
     def at(value: float) -> Candidate:
-        if value not in seen:
-            setting = {**base, knob.name: checked(name, knob, value, shape)}
-            seen[value] = evaluate(schedule(name, policy, setting, shape))
-        return seen[value]
+        setting = {**base, knob.name: checked(name, knob, value, shape)}
+        return evaluate(schedule(name, policy, setting, shape))
 
-    grid = sorted({float(v) for v in np.linspace(low, high, 17)})
-    for value in grid:
-        at(value)
+    return refined(at, sorted({float(v) for v in np.linspace(low, high, 17)}), currency, most_points)
+
+
+def refined(
+    at: Callable[[float], Candidate], grid: Sequence[float], currency: str, most_points: int
+) -> list[Candidate]:
+    """Candidates along one number: those of an ascending grid, then between neighbours whose speed-ups differ most."""
+    seen = {value: at(value) for value in grid}
     heap: list[tuple[float, float, float]] = []
 
     def push(left: float, right: float) -> None:
-        a, b = at(left).speedup[currency], at(right).speedup[currency]
+        a, b = seen[left].speedup[currency], seen[right].speedup[currency]
         gap = abs(a - b) / max(a, b)
-        if gap > FINE and right - left > 1e-7 * (high - low):
+        if gap > FINE and right - left > 1e-7 * (grid[-1] - grid[0]):
             heapq.heappush(heap, (-gap, left, right))
 
     for left, right in itertools.pairwise(grid):
@@ -241,6 +243,7 @@ def _along(
     while heap and len(seen) < most_points:
         _, left, right = heapq.heappop(heap)
         middle = (left + right) / 2
+        seen[middle] = at(middle)
         push(left, middle)
         push(middle, right)
     return list(seen.values())

@@ -136,8 +136,11 @@ class Study:
     def per_exit(self, name: str, found: Sequence[Candidate], currency: str, target: float) -> list[Candidate]:
         """Settings of a policy that can be replayed with a threshold for every exit; see `per_exit.candidates`."""
         policy, shape = self.registry.policy(name), self.model.model.shape
-        faithful = self._replayed(name, partial(self.task.faith, self.recording.logits[-1]))
-        return per_exit.candidates(name, policy, found, shape, self.evaluator(name), faithful, currency, target)
+        full = self.limits.temper(shape.exits, self.recording.logits[-1])
+        faithful = self._replayed(name, self.task.faith(full), timed=currency == "time")
+        evaluate = self.evaluator(name)
+        with bar("thresholds per exit", per_exit.trials(shape)) as advance:
+            return per_exit.candidates(name, policy, found, shape, evaluate, faithful, currency, target, advance)
 
     def evaluator(self, name: str, timed: bool = False) -> search.Evaluate:
         """What gives a setting's candidate: a replay, or a run for policies that rewrite later states.
