@@ -248,6 +248,12 @@ class CalibrateConfig(Common, DataColumns):
     data: Annotated[Any, flag("Rows to calibrate on (default: those set aside by train).")] = None
     split: Annotated[str | None, flag("Split of --data, slices too: validation[:50%].")] = None
 
+    @model_validator(mode="after")
+    def _one_aim(self) -> CalibrateConfig:
+        if (self.target_speedup is None) == (self.max_drop is None):
+            raise ValueError("give exactly one of --target-speedup (like 3x) and --max-drop (like 0.01).")
+        return self
+
 
 class BenchmarkConfig(Common, DataColumns):
     """`exitkit benchmark`."""

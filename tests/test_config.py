@@ -76,7 +76,10 @@ def test_an_unknown_setting_is_never_taken(name: str) -> None:
 @given(knob=st.sampled_from(["threshold", "patience"]), value=SHARES, other=SHARES)
 def test_settings_of_policies_are_kept_beside_their_names(knob: str, value: float, other: float) -> None:
     found = merge(
-        CalibrateConfig, {"policy": ["entropy"]}, None, [f"policy.{knob}={value}", f"policy.entropy.{knob}={other}"]
+        CalibrateConfig,
+        {"policy": ["entropy"], "target_speedup": "2x"},
+        None,
+        [f"policy.{knob}={value}", f"policy.entropy.{knob}={other}"],
     )
     assert found.policy.name == ["entropy"]
     assert found.policy.options == {knob: value, "entropy": {knob: other}}

@@ -305,6 +305,13 @@ def test_thresholds_per_exit_are_judged_by_tempered_probabilities(artifact: Path
     assert isinstance(chosen.settings["threshold"], list)
 
 
+def test_within_a_permitted_loss_thresholds_per_exit_are_as_fast_as_a_common_one(artifact: Path) -> None:
+    asked = {"max_drop": 0.02, "currency": "layers", "data": "demo:reviews", "split": "validation[:60]"}
+    common = exitkit.calibrate(artifact, **asked)
+    both = exitkit.calibrate(artifact, **asked, per_exit=True)
+    assert both["measured_speedup"]["layers"] >= common["measured_speedup"]["layers"]
+
+
 def test_a_threshold_that_is_given_is_not_searched(artifact: Path) -> None:
     with pytest.raises(UsageError, match=r"--per-exit searches policy.entropy.threshold, which is given"):
         exitkit.calibrate(

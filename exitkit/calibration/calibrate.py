@@ -25,7 +25,7 @@ from exitkit.limits import Limits
 from exitkit.measure import told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy, Shape, knobs
-from exitkit.settings import check
+from exitkit.settings import check, rewrites
 from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")
@@ -51,8 +51,6 @@ def calibrate(
     if settings is None:
         settings = parsing.parse(CalibrateConfig, {**fields, **({"artifact": Path(folder)} if folder else {})})
     parsing.require(settings, "artifact")
-    if (settings.target_speedup is None) == (settings.max_drop is None):
-        raise UsageError("give exactly one of --target-speedup (like 3x) and --max-drop (like 0.01).")
     assert settings.artifact is not None
     registry = installed()
     _one_policy(settings.policy)
@@ -61,6 +59,8 @@ def calibrate(
     name = next(iter(settings.policy.name), model.default_policy)
     held = held_settings(settings.policy, [name], registry)[name]
     check(name, registry.policy(name), model.model.shape)
+    if settings.per_exit:
+        _check_per_exit(name, held, registry.policy(name), model.model.shape)
     rows = calibration_rows(model, settings.data, settings.split, columns_of(settings))
     metric = chosen_metric(settings.metric, model, rows)
     labels = model.card.labels
@@ -73,7 +73,7 @@ def calibrate(
         study.limits = replace(limits, temperatures=fitted.values)
     found = study.candidates(name, held, settings.currency)
     if settings.per_exit:
-        found = _per_exit(study, name, held, found, settings)
+        found = _per_exit(study, name, found, settings)
     result, confirmed, found = _confirm(study, name, held, found, settings)
     result["limits"] = study.limits.as_dict(labels)
     result["temperature"] = fitted.as_dict() if fitted else None
@@ -189,6 +189,7 @@ def _confirm(
         chosen = study.settled(within or found[0], name)
         live = study.live(name, chosen)
         feasible = within is not None and live.scored.drop <= settings.max_drop + 1e-9
+        found = _paced(found, live.speedup["time"] / chosen.speedup["time"])
     else:
         live, found = confirm(study, name, held, found, currency, target)
         feasible = live.speedup[currency] >= REACHED * target
@@ -226,21 +227,24 @@ def _confirm(
     return result, live, found
 
 
-def _per_exit(
-    study: Study, name: str, held: Mapping[str, Any], found: list[Candidate], settings: CalibrateConfig
-) -> list[Candidate]:
+def _per_exit(study: Study, name: str, found: list[Candidate], settings: CalibrateConfig) -> list[Candidate]:
     """Candidates with a threshold per exit."""
     currency, target = settings.currency, settings.target_speedup
-    if study.rewrites(name):
+    if target is not None:
+        return study.per_exit(name, found, currency, target)
+    assert settings.max_drop is not None
+    within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
+    # Labels choose the fastest of all in the end, so nothing gives way.
+    return [*found, *study.per_exit(name, found, currency, within.speedup[currency] if within else 1.0)]
+
+
+def _check_per_exit(name: str, held: Mapping[str, Any], policy: type[ExitPolicy], shape: Shape) -> None:
+    """Raise UsageError where a policy's threshold cannot be searched exit by exit."""
+    if rewrites(policy, shape.task):
         raise UsageError(f"--per-exit: policy '{name}' changes later states, so its exits cannot be set one by one.")
-    knob = per_exit.varying(name, study.registry.policy(name), study.model.model.shape)
+    knob = per_exit.varying(name, policy, shape)
     if knob.name in held:
         raise UsageError(f"--per-exit searches policy.{name}.{knob.name}, which is given; leave one of the two out.")
-    if target is None:
-        assert settings.max_drop is not None
-        within = search.fastest_within(found, currency, study.full_score, settings.max_drop)
-        target = within.speedup[currency] if within else 1.0
-    return study.per_exit(name, found, currency, target)
 
 
 def _only_points(policy: type[ExitPolicy], held: Mapping[str, Any], shape: Shape) -> bool:

@@ -16,7 +16,7 @@ PASSES = 3
 FACTORS = (0.0, 0.3, 0.6, 1.6, 3.0)
 STEPS = 14
 ALONG = 60
-NEAR = (0.8, 1.25)  # of the target: here candidates with a common threshold give way
+NEAR = (0.6, 1.7)  # of the target, which the clock may move: here candidates with a common threshold give way
 
 Multipliers = tuple[float, ...]
 Worth = tuple[float, float, int]

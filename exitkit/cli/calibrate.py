@@ -37,9 +37,8 @@ def run(settings: CalibrateConfig) -> dict[str, Any]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """The chosen setting and what it gives."""
-    settings = ", ".join(f"{key} = {value}" for key, value in result["settings"].items())
     target = "" if result["target_speedup"] is None else f" for {result['target_speedup']:g}x in {result['currency']}"
-    console.print(f"{result['policy']}{target}: {settings}", highlight=False)
+    console.print(f"{result['policy']}{target}: {_told(result['settings'])}", highlight=False)
     table = Table(show_header=False, box=None)
     measured = result["measured_speedup"]
     low, high = result["measured_speedup_ci"]["time"]
@@ -73,12 +72,17 @@ def show(result: dict[str, Any], console: Console) -> None:
     if result["better"]:
         other = result["better"]
         console.print(
-            f"faster with at least this score: {other['settings']} "
+            f"faster with at least this score: {_told(other['settings'])} "
             f"({other['speedup'][result['currency']]:.2f}x, {100 * other['score']:.1f} %)",
             highlight=False,
         )
     if not result["feasible"]:
         console.print(f"[bold red]not reached:[/] {result['advice']} policy.yaml is unchanged.", highlight=False)
+
+
+def _told(settings: dict[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{key} = {value}" for key, value in settings.items())
 
 
 def _temperatures(fitted: dict[str, Any]) -> Table:
