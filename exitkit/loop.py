@@ -46,7 +46,7 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
     for exit, layer in enumerate(model.exits[: walk.last - 1], start=1):
         stream, ran = walk.climb(below, layer, stream, state, trace)
         below = layer
-        if not walk.asked[exit - 1] or not any(ran):
+        if not schedule.asked[exit - 1] or not any(ran):
             continue  # nobody may leave, or no state has changed since the exit before
         seen, asked = walk.look(exit, layer, stream, ran, trace)
         decision, state = walk.decide(seen, asked, state)
@@ -167,7 +167,6 @@ class Walk:
         self.reads = schedule.first.reads
         self.context_halts = schedule.first.context_halts
         self.reads_heads = reads_heads(schedule.first)
-        self.asked = schedule.asked
         self.limits = schedule.limits
         self.last = self.limits.last(model.shape.exits)
         self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)

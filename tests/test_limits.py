@@ -24,7 +24,7 @@ from exitkit.limits import NONE, Limits
 from exitkit.loop import run
 from exitkit.plugins import installed
 from exitkit.policy import Decision, Evidence, ExitPolicy, State, knob, normalised_entropy
-from exitkit.replay import record, replay
+from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, schedule
 from exitkit.tasks import Classification, MultiLabel, Regression
 from exitkit.testing import SHAPE, evidence, recording, scripted, tiny_batch, tiny_model
@@ -218,15 +218,20 @@ def _misled(units: int = 400) -> torch.Tensor:
     return logits
 
 
-def test_a_threshold_per_exit_distrusts_an_exit_that_is_sure_and_wrong() -> None:
-    recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
+def _judge(recorded: Recording, right: int = 1) -> search.Evaluate:
+    """Replays score how often they give the class `right`."""
 
     def evaluate(tried: Schedule) -> Candidate:
         outcome = replay(recorded, tried)
-        right = float((outcome.logits.argmax(dim=1) == 1).float().mean())
-        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, right, outcome.exit)
+        score = float((outcome.logits.argmax(dim=1) == right).float().mean())
+        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, score, outcome.exit)
 
-    policy, shape = REGISTRY.policy("entropy"), recorded.shape
+    return evaluate
+
+
+def test_a_threshold_per_exit_distrusts_an_exit_that_is_sure_and_wrong() -> None:
+    recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
+    policy, shape, evaluate = REGISTRY.policy("entropy"), recorded.shape, _judge(recorded)
     common = search.candidates("entropy", policy, {}, shape, evaluate, "layers")
     alone = per_exit.candidates("entropy", policy, common, shape, evaluate, evaluate, "layers", 1.5)
     before, after = (search.pick(found, "layers", 1.5) for found in (common, alone))
@@ -237,18 +242,7 @@ def test_a_threshold_per_exit_distrusts_an_exit_that_is_sure_and_wrong() -> None
 
 def test_thresholds_per_exit_are_true_to_the_full_model_whatever_few_labels_say() -> None:
     recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
-
-    def judged(tried: Schedule, answer: int) -> Candidate:
-        outcome = replay(recorded, tried)
-        worth = float((outcome.logits.argmax(dim=1) == answer).float().mean())
-        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, worth, outcome.exit)
-
-    def by_labels(tried: Schedule) -> Candidate:
-        return judged(tried, 0)
-
-    def faithful(tried: Schedule) -> Candidate:
-        return judged(tried, 1)
-
+    by_labels, faithful = _judge(recorded, 0), _judge(recorded, 1)
     policy, shape = REGISTRY.policy("entropy"), recorded.shape
     common = search.candidates("entropy", policy, {}, shape, by_labels, "layers")
     found = per_exit.candidates("entropy", policy, common, shape, by_labels, faithful, "layers", 1.5)
@@ -266,13 +260,7 @@ def test_thresholds_per_exit_are_true_to_the_full_model_whatever_few_labels_say(
 @pytest.mark.parametrize("target", [1.05, 1.5, 3.0])
 def test_thresholds_per_exit_near_the_target_take_no_speed_up_away(target: float) -> None:
     recorded = recording(_misled(), replace(SHAPE, exits=4, layers=4, labels=2))
-
-    def evaluate(tried: Schedule) -> Candidate:
-        outcome = replay(recorded, tried)
-        right = float((outcome.logits.argmax(dim=1) == 1).float().mean())
-        return Candidate(tried.settings, {"layers": 4 / float(outcome.exit.float().mean())}, right, outcome.exit)
-
-    policy, shape = REGISTRY.policy("entropy"), recorded.shape
+    policy, shape, evaluate = REGISTRY.policy("entropy"), recorded.shape, _judge(recorded)
     common = search.candidates("entropy", policy, {}, shape, evaluate, "layers")
     both = per_exit.candidates("entropy", policy, common, shape, evaluate, evaluate, "layers", target)
     ends = [[edge(one.speedup["layers"] for one in found) for edge in (min, max)] for found in (common, both)]
