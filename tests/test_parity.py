@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from families import FAMILIES, LENGTHS, batch, difference, stock, with_exits
+from torch import Tensor
 from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.mpnet import modeling_mpnet
 
 from exitkit import attention, stream
-from exitkit.encoders import albert, bert, bilstm, modernbert, padded
+from exitkit.encoders import albert, base, bert, bilstm, modernbert, padded
 from exitkit.errors import UsageError
 from exitkit.loop import every_exit
 from exitkit.plugins import installed
@@ -62,6 +63,28 @@ def test_every_layer_equals_the_stock_layer(family: str) -> None:
             mine = encoder.finished(now).hidden if index == len(encoder.blocks) - 1 else now.hidden
             expected = torch.cat([theirs[(index + 1) * blocks][row][real[row]] for row in order])
             assert (mine - expected).abs().max() <= tolerance(family), f"layer {index + 1}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_feed_forwards_in_pieces_give_the_stock_models_answer(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stock(family)
+    monkeypatch.setattr(base, "PIECE", 7)
+    assert difference(model, batch(model)) <= tolerance(family)
+
+
+def test_nothing_between_the_layers_of_a_feed_forward_has_more_rows_than_a_piece() -> None:
+    seen: list[int] = []
+    rows = torch.arange(2 * base.PIECE + 1.0)[:, None]
+
+    def doubled(piece: Tensor) -> Tensor:
+        seen.append(len(piece))
+        return 2 * piece
+
+    with torch.no_grad():
+        assert (base.by_pieces(doubled, rows) == 2 * rows).all()
+    assert max(seen) <= base.PIECE
+    base.by_pieces(doubled, rows)
+    assert seen[-1] == len(rows), "gradients keep it all anyway"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitkit.attention import attend
-from exitkit.encoders.base import Encoder, LayerCost, active_states, split_heads, update_active
+from exitkit.encoders.base import Encoder, LayerCost, active_states, by_pieces, split_heads, update_active
 from exitkit.stream import Stream, Tokens
 
 
@@ -70,5 +70,5 @@ def _block(block: Any, stream: Stream) -> Tensor:
         dropout=attention.attention_dropout.p if attention.training else 0.0,
     )
     attended = attention.LayerNorm(asking + attention.output_dropout(attention.dense(context)))
-    new: Tensor = block.full_layer_layer_norm(block.ff_chunk(attended) + attended)
+    new = by_pieces(lambda rows: block.full_layer_layer_norm(block.ff_chunk(rows) + rows), attended)
     return update_active(stream, new)

@@ -14,6 +14,7 @@ from exitkit.encoders.base import (
     LayerCost,
     Part,
     active_states,
+    by_pieces,
     split_heads,
     update_active,
 )
@@ -57,7 +58,8 @@ class BertEncoder(Encoder):
             dropout=attention.dropout.p if attention.training else 0.0,
         )
         attended = block.attention.output(context, asking)
-        return update_active(stream, block.output(block.intermediate(attended), attended))
+        new = by_pieces(lambda rows: block.output(block.intermediate(rows), rows), attended)
+        return update_active(stream, new)
 
     def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         attention = self.base.encoder.layer[index].attention.self

@@ -13,6 +13,7 @@ from exitkit.encoders.base import (
     LayerCost,
     Part,
     active_states,
+    by_pieces,
     split_heads,
     update_active,
 )
@@ -46,7 +47,8 @@ class DistilBertEncoder(Encoder):
             dropout=attention.dropout.p if attention.training else 0.0,
         )
         attended = block.sa_layer_norm(attention.out_lin(context) + asking)
-        return update_active(stream, block.output_layer_norm(block.ffn(attended) + attended))
+        new = by_pieces(lambda rows: block.output_layer_norm(block.ffn(rows) + rows), attended)
+        return update_active(stream, new)
 
     def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         attention, hidden = self.base.transformer.layer[index].attention, stream.hidden

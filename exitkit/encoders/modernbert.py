@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from exitkit.attention import attend
-from exitkit.encoders.base import Encoder, LayerCost, mean_of_tokens, split_heads, update_active
+from exitkit.encoders.base import Encoder, LayerCost, by_pieces, mean_of_tokens, split_heads, update_active
 from exitkit.stream import Stream, Tokens
 
 
@@ -41,7 +41,7 @@ class ModernBertEncoder(Encoder):
         )
         asking = hidden if active is None else hidden.index_select(0, active)
         attended = asking + attention.out_drop(attention.Wo(context))
-        return update_active(stream, attended + block.mlp(block.mlp_norm(attended)))
+        return update_active(stream, by_pieces(lambda rows: rows + block.mlp(block.mlp_norm(rows)), attended))
 
     def finished(self, stream: Stream) -> Stream:  # noqa: D102
         return stream.carrying(self.base.final_norm(stream.hidden))
