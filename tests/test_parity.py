@@ -114,6 +114,18 @@ def test_in_fp32_we_differ_no_more_than_stock_differs_from_itself(family: str) -
     assert difference(model, rows) <= 2 * itself + 1e-6
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_in_mixed_precision(family: str) -> None:
+    model = stock(family, dtype=torch.float32)
+    rows = batch(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = every_exit(with_exits(model), rows)
+    answers.float().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("halted", [False, True])
 def test_both_ways_to_attend_agree(window: int | None, halted: bool) -> None:

@@ -3,7 +3,8 @@
 Entropy, counted in layers. On SPLIT a random half chooses the setting and the other is scored, both ways, so that every
 row is scored once. On training rows the setting comes from the rows that `train` set aside, and 5,000 rows that were
 neither trained on nor set aside are scored. The loss of a row is averaged over the seeds; its interval is a bootstrap
-over rows. Replays only: nothing here is timed.
+over rows. Both sets are joined in two ways: row by row, so that the larger counts more, and as the mean of the two
+losses, whose interval draws from each set by itself. Replays only: nothing here is timed.
 
 Usage: python docs/results/best_recipe.py DATA SPLIT MAX_TRAIN_SAMPLES common|per-exit ARTIFACT...
 
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import bootstrap
 from unused_rows import unused
 
 from exitkit import artifact
@@ -77,6 +79,25 @@ def joined(one: tuple[Losses, float], other: tuple[Losses, float]) -> tuple[Loss
     return rows, len(rows) / work
 
 
+def balanced(sets: Sequence[Sequence[tuple[Losses, float]]]) -> dict[str, Any]:
+    """The mean of what several sets lose, each counting alike, and its interval in points."""
+    of_rows = [np.mean([one for one, _ in found], axis=0) for found in sets]
+    by_seed = list(zip(*sets, strict=True))
+
+    def mean(*drawn: Losses, axis: int = -1) -> Losses:
+        loss: Losses = np.mean([one.mean(axis=axis) for one in drawn], axis=0)
+        return loss
+
+    low, high = bootstrap(of_rows, mean, n_resamples=2000, batch=100, method="percentile", rng=0).confidence_interval
+    return {
+        "loss": round(100 * float(mean(*of_rows)), 2),
+        "interval": [round(100 * float(end), 2) for end in (low, high)],
+        "seed by seed": [round(100 * float(mean(*(one for one, _ in seed))), 2) for seed in by_seed],
+        "layers": [round(len(sets) / sum(1 / speedup for _, speedup in seed), 2) for seed in by_seed],
+        "rows": sum(map(len, of_rows)),
+    }
+
+
 def told(found: Sequence[tuple[Losses, float]]) -> dict[str, Any]:
     """Means and intervals in points."""
     mean = np.mean([one for one, _ in found], axis=0)
@@ -99,7 +120,8 @@ for target in TARGETS:
     report[f"{target:g}x"] = {
         split: told(of_split),
         "unused training rows": told(of_unused),
-        "both": told([joined(*pair) for pair in zip(of_split, of_unused, strict=True)]),
+        "both, row by row": told([joined(*pair) for pair in zip(of_split, of_unused, strict=True)]),
+        "both, half each": balanced([of_split, of_unused]),
     }
 report["full model"] = {
     split: [round(100 * study(model, read(data, split, task=model.task)).full_score, 1) for model in models],

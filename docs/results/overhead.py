@@ -14,9 +14,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import torch
-
-from exitkit import artifact, contract, loop
+from exitkit import artifact, contract, loop, runtime
+from exitkit.config import Common
 from exitkit.data.sources import read
 from exitkit.measure import Sample, full_model
 from exitkit.plugins import installed
@@ -24,10 +23,10 @@ from exitkit.settings import schedule
 from exitkit.trace import Trace
 
 ROUNDS = 5
-torch.set_num_threads(1)
 folder, data, split, policy, settings, size = sys.argv[1:]
+device = runtime.device(Common(device="cpu", threads=1))
 registry = installed()
-model = artifact.read(Path(folder), registry)
+model = artifact.read(Path(folder), registry, device)
 batches = Sample.of(read(data, split, task=model.task), model).batches(int(size))[:200]
 plans = {
     "exits": schedule(policy, registry.policy(policy), json.loads(settings), model.model.shape),

@@ -55,7 +55,15 @@ class DebertaEncoder(PaddedEncoder):
         return hidden
 
     def padded_layer(self, index: int, hidden: Tensor, real: Tensor | None) -> Tensor:
-        """In v2 with a convolution, its output joins that of the first layer."""
+        """In v2 with a convolution, its output joins that of the first layer.
+
+        The first DeBERTa's attention fills bf16 scores with the least fp32 number when it is trained in bf16, and
+        fails; so its layers are left out of mixed precision.
+        """
+        kind = hidden.device.type
+        if self.stock.config.model_type == "deberta" and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self.padded_layer(index, hidden.float(), real)
         encoder = self.base.encoder
         mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device) if real is None else real.long()
         new: Tensor = encoder.layer[index](
