@@ -44,13 +44,12 @@ def by_runs(
 ) -> Tensor:
     """One call for each run of neighbours with as many queries and as many keys. Arguments as in `attend`."""
     heads, size = query.shape[1:]
-    asked_from = stream.position if stream.active is None else stream.position[stream.active]
     contexts, q0, k0 = [], 0, 0
     for count, asked, length in _runs(stream.asking, stream.lengths):
         q1, k1 = q0 + count * asked, k0 + count * length
         near = None
         if window is not None and length > window + 1:
-            distance = asked_from[q0:q1].view(count, asked, 1) - stream.position[k0:k1].view(count, 1, length)
+            distance = _asked_from(stream)[q0:q1].view(count, asked, 1) - stream.position[k0:k1].view(count, 1, length)
             near = (distance.abs() <= window)[:, None]  # [count, 1, asked, length]
         context = scaled_dot_product_attention(
             query[q0:q1].view(count, asked, heads, size).transpose(1, 2),
@@ -84,8 +83,7 @@ def padded(
         queries, query_real = grid(asking, max(stream.asking))
     mask = key_real[:, None, :]  # [S, 1, longest]
     if window is not None and max(stream.lengths) > window + 1:
-        asked_from = stream.position if stream.active is None else stream.position[stream.active]
-        distance = asked_from[queries][:, :, None] - stream.position[keys][:, None, :]
+        distance = _asked_from(stream)[queries][:, :, None] - stream.position[keys][:, None, :]
         # A padding query keeps its key mask, so that no row of the softmax is empty.
         mask = mask & ((distance.abs() <= window) | ~query_real[:, :, None])
     context = scaled_dot_product_attention(
@@ -114,6 +112,11 @@ def scores(query: Tensor, key: Tensor, stream: Stream) -> Tensor:
         found.append(((asked @ given) * size**-0.5).permute(0, 2, 3, 1).reshape(-1, heads))
         start = end
     return torch.cat(found)
+
+
+def _asked_from(stream: Stream) -> Tensor:
+    """[Q] place of each active token in its own sequence."""
+    return stream.position if stream.active is None else stream.position[stream.active]
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from exitkit.errors import UsageError
 from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State, asks_probe, has_gates, reads_heads
 from exitkit.recipe import Passed
 from exitkit.settings import Schedule
-from exitkit.stream import Batch, Stream, halt, pack, select
+from exitkit.stream import Batch, Stream, halt, pack, restore, select
 from exitkit.trace import Recorder, Trace
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def missing_probe(name: str, policy: ExitPolicy) -> str:
 
 def compact(stream: Stream, leave: Tensor, state: State, context_halts: bool = False) -> tuple[Stream, State]:
     """Let units go from the stream, and with dropped sequences their rows from the state. Somebody must stay."""
-    rest = halt(stream, stream.live & ~leave, context_halts)
+    rest = halt(stream, leave, context_halts)
     assert rest is not None
     stream, units = rest
     return stream, state if units is None else {key: rows[units] for key, rows in state.items()}
@@ -203,14 +203,13 @@ class Walk:
         if runs is None or all(who):
             trace.layer(layer, stream)
             return stream.carrying(self.model.encoder.layer(layer - 1, stream)), who
-        stream = stream.having(skipped=stream.skipped + ~runs)
+        stream = stream.having(skipped=~runs + (0 if stream.skipped is None else stream.skipped))
         if not any(who):
             return stream, who
-        part = select(stream, who)
-        trace.layer(layer, part.stream)
-        new = self.model.encoder.layer(layer - 1, part.stream)
-        stream.hidden.index_copy_(0, part.tokens, new)  # in place: nobody reads what the layer read any more
-        return stream, who
+        part, _ = select(stream, who)
+        trace.layer(layer, part)
+        part = part.carrying(self.model.encoder.layer(layer - 1, part))
+        return restore(stream, who, part), who  # in place: nobody reads what the layer read any more
 
     def read(self, exit: int, stream: Stream, units: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Features and logits of an exit as the policy and the user see them; see `ExitModel.read`."""
@@ -298,7 +297,7 @@ class Walk:
             trace.replace(rows, decision.answer[leaving])
         elif not self.reads_heads:
             trace.answer(exit, rows, self.read(exit, stream, leaving)[1])
-        trace.leave(exit, layer - stream.skipped[stream.sequence[leaving]], rows)
+        trace.leave(exit, stream.ran(layer, leaving), rows)
 
     def conclude(self, stream: Stream, state: State, trace: Recorder) -> None:
         """The last exit answers for whoever is left."""
@@ -308,8 +307,7 @@ class Walk:
         answer = contract.conclude(self.name, self.schedule.steps[self.last - 1], seen, state)
         if answer is not None:
             trace.replace(rows, answer if asked is None else answer[asked])
-        sequence = stream.sequence if asked is None else stream.sequence[asked]
-        trace.leave(self.last, layer - stream.skipped[sequence], rows)
+        trace.leave(self.last, stream.ran(layer, asked), rows)
 
 
 def _kept(before: Tensor, after: Tensor, asked: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -31,23 +33,38 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Stream:
-    """The tokens and units of the sequences still running. The loop makes a new one at every step."""
+    """The tokens and units of the sequences still running. The loop makes a new one at every step.
+
+    What belongs to each token by its sequence alone is worked out when somebody asks for it.
+    """
 
     hidden: Tensor  # [T, d]
-    position: Tensor  # [T] place in its own sequence; never renumbered
     lengths: tuple[int, ...]  # [S] tokens of each sequence, on the host
     bounds: Tensor  # [S + 1] sequence s owns rows bounds[s]:bounds[s + 1]
-    home: Tensor  # [T] sequence of each token
-    owner: Tensor  # [T] unit that a token belongs to; −1 for context only ([CLS] in tagging)
+    owner: Tensor | None  # [T] word that a token belongs to; −1 for context only ([CLS]). None: units are sequences
     sequence: Tensor  # [U] sequence of each unit, ascending
     place: Tensor  # [U] place of the unit in its sequence
     anchor: Tensor  # [U] the token that speaks for the unit: the first of a sequence or of a word
     row: Tensor  # [U] the unit's row in the trace
     live: Tensor  # [U] bool, no answer yet
-    skipped: Tensor  # [S] layers that the sequence did not run
+    skipped: Tensor | None  # [S] layers that the sequence did not run; None = every sequence ran all
     active: Tensor | None  # [Q] ascending rows of the tokens that compute; None = all of them
     asking: tuple[int, ...]  # [S] active tokens of each sequence, on the host
-    whole: bool  # units are sequences, not words
+
+    @cached_property
+    def home(self) -> Tensor:
+        """[T] sequence of each token."""
+        return torch.repeat_interleave(self.bounds.diff(), output_size=self.tokens)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """[T] place of each token in its own sequence, from 0; a sequence keeps all its tokens as long as it runs."""
+        return torch.arange(self.tokens, device=self.hidden.device) - self.bounds[self.home]
+
+    @property
+    def whole(self) -> bool:
+        """Whether units are sequences, not words."""
+        return self.owner is None
 
     @property
     def tokens(self) -> int:
@@ -64,12 +81,18 @@ class Stream:
         """S, the sequences still running."""
         return len(self.lengths)
 
+    def ran(self, layer: int, units: Tensor | None) -> Tensor | int:
+        """How many of the first `layer` layers the units in rows `units` [n] (None = all) ran: [n], or one for all."""
+        if self.skipped is None:
+            return layer
+        return layer - self.skipped[self.sequence if units is None else self.sequence[units]]
+
     def carrying(self, hidden: Tensor) -> Stream:
         """The same tokens with new states [T, d]."""
         return self.having(hidden=hidden)
 
     def having(self, **fields: Any) -> Stream:
-        """The same stream with some fields changed; at every layer, hence without the cost of dataclasses.replace."""
+        """The same sequences with some fields changed; at every layer, so without the cost of dataclasses.replace."""
         assert fields.keys() <= self.__dict__.keys(), f"a stream has no {sorted(fields.keys() - self.__dict__.keys())}"
         new = object.__new__(Stream)
         new.__dict__.update(self.__dict__, **fields)
@@ -83,45 +106,42 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
     completes it. Without `words` in the batch every sequence is one unit.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    device, width = ids.device, ids.shape[1]
+    device = ids.device
     in_order = mask.sum(dim=1).tolist()
     order = packing_order(in_order)
-    lengths = [in_order[i] for i in order]
+    lengths = tuple(in_order[i] for i in order)
     rows = torch.tensor(order, device=device)
-    if lengths[0] == width:  # nothing is padded, and `order` is the batch's own
+    if lengths[0] == ids.shape[1]:  # nothing is padded, and `order` is the batch's own
 
         def flat(column: Tensor) -> Tensor:
             return column.flatten()
-
-        position = torch.arange(width, device=device).expand(len(lengths), width).flatten()
     else:
         real = mask[rows].bool()
 
         def flat(column: Tensor) -> Tensor:
             return column[rows][real]
 
-        position = (real.cumsum(dim=1) - 1)[real]
-    home = torch.repeat_interleave(torch.tensor(lengths, device=device), output_size=sum(lengths))
     bounds = _bounds(lengths, device)
     words = batch.get("words")
+    units: dict[str, Any]
     if words is None:
-        units = _sequences_as_units(home, bounds, rows, torch.ones_like(rows, dtype=torch.bool))
+        sequence, place = torch.arange(len(rows), device=device), torch.zeros_like(rows)
+        units = {"owner": None, "sequence": sequence, "place": place, "anchor": bounds[:-1], "row": rows}
     else:
-        units = _words_as_units(flat(words), home, rows)
+        units = _words_as_units(flat(words), bounds, rows)
+    packed = flat(ids)
     stream = Stream(
-        hidden=position.new_empty(len(position), 0, dtype=torch.float32),
-        position=position,
-        lengths=tuple(lengths),
+        hidden=torch.empty(len(packed), 0, device=device),
+        lengths=lengths,
         bounds=bounds,
-        home=home,
-        skipped=torch.zeros_like(rows),
+        live=torch.ones_like(units["row"], dtype=torch.bool),
+        skipped=None,
         active=None,
-        asking=tuple(lengths),
-        whole=words is None,
+        asking=lengths,
         **units,
     )
     types = batch.get("token_type_ids")
-    return Tokens(ids=flat(ids), types=None if types is None else flat(types), position=position), stream
+    return Tokens(ids=packed, types=None if types is None else flat(types), position=stream.position), stream
 
 
 def packing_order(lengths: Sequence[int]) -> list[int]:
@@ -164,19 +184,9 @@ def units_of(batch: Batch) -> Units:
     return Units(sequence, place, torch.bincount(unit, minlength=len(sequence)))
 
 
-def _sequences_as_units(home: Tensor, bounds: Tensor, rows: Tensor, live: Tensor) -> dict[str, Tensor]:
-    return {
-        "owner": home,
-        "sequence": torch.arange(len(rows), device=rows.device),
-        "place": torch.zeros_like(rows),
-        "anchor": bounds[:-1],
-        "row": rows,
-        "live": live,
-    }
-
-
-def _words_as_units(words: Tensor, home: Tensor, rows: Tensor) -> dict[str, Tensor]:
+def _words_as_units(words: Tensor, bounds: Tensor, rows: Tensor) -> dict[str, Any]:
     """Number the words of all sequences; the trace counts them sentence by sentence in the batch's own order."""
+    home = torch.repeat_interleave(bounds.diff(), output_size=len(words))
     previous = torch.cat([words.new_full((1,), -2), words[:-1]])
     new_sequence = torch.cat([home.new_ones(1), home.diff()]) != 0
     first = (words >= 0) & ((words != previous) | new_sequence)
@@ -193,65 +203,87 @@ def _words_as_units(words: Tensor, home: Tensor, rows: Tensor) -> dict[str, Tens
         "place": place,
         "anchor": anchor,
         "row": starts[rows[sequence]] + place,
-        "live": torch.ones_like(anchor, dtype=torch.bool),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Some sequences of a stream: their stream, and where its rows were in the whole one."""
+def select(stream: Stream, keep: Sequence[bool]) -> tuple[Stream, Tensor]:
+    """The part of the stream that the sequences with `keep` True make up (`keep` is on the host, one per sequence).
 
-    stream: Stream
-    tokens: Tensor  # [T'] rows of the kept tokens
-    units: Tensor  # [U'] rows of the kept units
-
-
-def select(stream: Stream, keep: Sequence[bool]) -> Selection:
-    """The part of the stream that the sequences with `keep` True make up (`keep` is on the host, one per sequence)."""
+    Returns also the rows of its units in the whole stream: [U'].
+    """
     device = stream.hidden.device
-    kept = torch.tensor(keep, device=device)  # [S]
-    lengths = [n for n, wanted in zip(stream.lengths, keep, strict=True) if wanted]
-    asking = [n for n, wanted in zip(stream.asking, keep, strict=True) if wanted]
-    kept_tokens = kept[stream.home]
-    tokens = _rows_where(kept_tokens, sum(lengths))
-    new_sequence = kept.cumsum(0) - 1
-    home, bounds = new_sequence[stream.home[tokens]], _bounds(lengths, device)
-    active = stream.active
-    if active is not None:
-        active = (kept_tokens.cumsum(0) - 1)[active[kept_tokens[active]]]
-    if stream.whole:  # much is known without looking
-        units = kept.nonzero().squeeze(1)
-        of_units = _sequences_as_units(home, bounds, stream.row[units], stream.live[units])
-    else:
-        kept_units = kept[stream.sequence]
-        units = kept_units.nonzero().squeeze(1)
-        owner = stream.owner[tokens]
-        new_unit, new_token = kept_units.cumsum(0) - 1, kept_tokens.cumsum(0) - 1
+    sequences = torch.tensor([s for s, wanted in enumerate(keep) if wanted], device=device)
+    lengths = tuple(n for n, wanted in zip(stream.lengths, keep, strict=True) if wanted)
+    bounds = _bounds(lengths, device)
+    of_units: dict[str, Any]
+    if stream.owner is None:
+        units, left = sequences, slice(len(sequences))  # where all rows are alike or count from 0, the first will do
         of_units = {
-            "owner": torch.where(owner >= 0, new_unit[owner], owner),
-            "sequence": new_sequence[stream.sequence[units]],
-            "place": stream.place[units],
-            "anchor": new_token[stream.anchor[units]],
-            "row": stream.row[units],
-            "live": stream.live[units],
+            "owner": None,
+            "sequence": stream.sequence[left],
+            "place": stream.place[left],
+            "anchor": bounds[:-1],
+            "row": stream.row.index_select(0, units),
+            "live": stream.live[left],
+            "active": None,
         }
+    else:
+        units, of_units = _words_left(stream, stream.owner, keep)
     part = Stream(
-        hidden=stream.hidden.index_select(0, tokens),
-        position=stream.position[tokens],
-        lengths=tuple(lengths),
+        hidden=_kept_rows(stream.hidden, stream.lengths, keep),
+        lengths=lengths,
         bounds=bounds,
-        home=home,
-        skipped=stream.skipped[kept],
-        active=active,
-        asking=tuple(asking),
-        whole=stream.whole,
+        skipped=None if stream.skipped is None else stream.skipped.index_select(0, sequences),
+        asking=tuple(n for n, wanted in zip(stream.asking, keep, strict=True) if wanted),
         **of_units,
     )
-    return Selection(part, tokens, units)
+    return part, units
 
 
-def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Stream, Tensor | None] | None:
-    """Let units go: `live` [U] is False for those with an answer.
+def _words_left(stream: Stream, owner: Tensor, keep: Sequence[bool]) -> tuple[Tensor, dict[str, Any]]:
+    kept = torch.tensor(keep, device=owner.device)  # [S]
+    kept_units, kept_tokens = kept[stream.sequence], kept[stream.home]
+    units = kept_units.nonzero().squeeze(1)
+    new_unit, new_token = kept_units.cumsum(0) - 1, kept_tokens.cumsum(0) - 1
+    owner, active = _kept_rows(owner, stream.lengths, keep), stream.active
+    return units, {
+        "owner": torch.where(owner >= 0, new_unit[owner], owner),
+        "sequence": (kept.cumsum(0) - 1)[stream.sequence[units]],
+        "place": stream.place[units],
+        "anchor": new_token[stream.anchor[units]],
+        "row": stream.row[units],
+        "live": stream.live[units],
+        "active": None if active is None else new_token[active[kept_tokens[active]]],
+    }
+
+
+def restore(stream: Stream, keep: Sequence[bool], part: Stream) -> Stream:
+    """The stream with the states of what `select(stream, keep)` gave, which have changed since. In place."""
+    start = 0
+    for source, count in _runs(stream.lengths, keep):
+        stream.hidden[source : source + count] = part.hidden[start : start + count]
+        start += count
+    return stream
+
+
+def _kept_rows(of_tokens: Tensor, lengths: Sequence[int], keep: Sequence[bool]) -> Tensor:
+    """The rows of a tensor [T, …] that belong to the sequences with `keep` True."""
+    return torch.cat([of_tokens[start : start + count] for start, count in _runs(lengths, keep)])
+
+
+def _runs(lengths: Sequence[int], keep: Sequence[bool]) -> list[tuple[int, int]]:
+    """First row and number of rows of every run of sequences with `keep` True."""
+    runs, start = [], 0
+    for wanted, run in groupby(zip(keep, lengths, strict=True), key=itemgetter(0)):
+        count = sum(length for _, length in run)
+        if wanted:
+            runs.append((start, count))
+        start += count
+    return runs
+
+
+def halt(stream: Stream, leave: Tensor, context_halts: bool = False) -> tuple[Stream, Tensor | None] | None:
+    """Let units go: `leave` [U] is True for those that have got their answer now.
 
     A sequence without a live unit is dropped. In the others the tokens of answered units stop computing and go on as
     keys and values; context tokens stay active as long as their sequence runs or, with `context_halts`, until the first
@@ -261,11 +293,9 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
         The stream that goes on and the rows of the units in it (None = all of them), or None when nobody is left.
     """
     if stream.whole:  # nobody can be half answered; as many words as sentences would not say so
-        keep = live.tolist()
-        if not any(keep):
-            return None
-        part = select(stream.having(live=live), keep)
-        return part.stream, part.units
+        keep = [not gone for gone in leave.tolist()]
+        return select(stream, keep) if any(keep) else None
+    live = stream.live & ~leave
     waiting = _count(live, stream.sequence, stream.sequences)  # [S]
     awake = _awake(stream, live, _context(stream, live, context_halts))  # [T]
     live_units, awake_tokens = torch.stack([waiting, _count(awake, stream.home, stream.sequences)]).tolist()
@@ -280,12 +310,11 @@ def halt(stream: Stream, live: Tensor, context_halts: bool = False) -> tuple[Str
     )
     if all(keep):
         return halted, None
-    part = select(halted, keep)
-    return part.stream, part.units
+    return select(halted, keep)
 
 
 def resting(stream: Stream, live: Tensor, context_halts: bool = False) -> Stream:
-    """The same stream with units stopped: `live` [U] is False for those that compute no more, as in `halt`.
+    """The same stream with units stopped: `live` [U] is False for those that compute no more.
 
     Nothing is dropped: training needs a row of every unit at every exit. So that something always computes, context
     goes on in sequences that `halt` would drop. Reads one small table from the device.
@@ -306,6 +335,7 @@ def _context(stream: Stream, live: Tensor, halts: bool) -> Tensor | bool:
 
 def _awake(stream: Stream, live: Tensor, context: Tensor | bool) -> Tensor:
     """Whether each token computes [T]: as its unit is live, or of no unit, as `context` says."""
+    assert stream.owner is not None
     of_unit = torch.cat([live, live.new_zeros(1)])  # −1 finds the last: sentences without words have no unit at all
     return torch.where(stream.owner >= 0, of_unit[stream.owner], context)
 

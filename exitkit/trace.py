@@ -110,11 +110,14 @@ class Recorder:
         """A policy's own answer [n, C] takes the place of the exit's."""
         self._logits.index_copy_(0, rows, answer.float())
 
-    def leave(self, exit: int, layers: Tensor, rows: Tensor) -> None:
-        """The units of these trace rows have their final answer, after so many layers each."""
+    def leave(self, exit: int, layers: Tensor | int, rows: Tensor) -> None:
+        """The units of these trace rows [n] have their final answer, after so many layers: [n], or one for all."""
         self.waiting -= rows.shape[0]
         self._exit.index_fill_(0, rows, exit)
-        self._layers.index_copy_(0, rows, layers)
+        if isinstance(layers, int):
+            self._layers.index_fill_(0, rows, layers)
+        else:
+            self._layers.index_copy_(0, rows, layers)
 
     def finish(self) -> Trace:
         """The trace, once nobody is waiting."""

@@ -57,7 +57,7 @@ def test_dropping_sequences_keeps_the_tokens_places_and_rows_of_the_others(
     tokens, stream = pack({"input_ids": ids, "attention_mask": mask})
     stream = stream.carrying(tokens.ids[:, None].float())
     keep = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)).filter(any))
-    left = select(stream, keep).stream
+    left, _ = select(stream, keep)
     assert list(left.lengths) == sorted(left.lengths)
     assert left.bounds.diff().tolist() == list(left.lengths)
     for number, row in enumerate(left.row.tolist()):
@@ -72,12 +72,11 @@ def test_a_sentence_goes_on_while_one_of_its_words_has_no_answer() -> None:
     mask = torch.ones_like(words)
     _, stream = pack({"input_ids": mask, "attention_mask": mask, "words": words})
     stream = stream.carrying(torch.zeros(10, 2))
-    live = torch.tensor([False, True, False, False, False])
-    left, units = halt(stream, live)
+    left, units = halt(stream, torch.tensor([True, False, True, True, True]))
     assert units.tolist() == [0, 1]
     assert left.tokens == 5, "a halted word stays as key and value"
     assert left.active.tolist() == [0, 3, 4], "its pieces stop, [CLS], [SEP] and the other word go on"
-    assert halt(stream, torch.zeros(5, dtype=torch.bool)) is None
+    assert halt(stream, torch.ones(5, dtype=torch.bool)) is None
 
 
 @pytest.mark.parametrize("leaver", [0, 1])

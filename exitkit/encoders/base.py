@@ -185,11 +185,13 @@ def mean_of_tokens(stream: Stream) -> Tensor:
     if lengths[0] == lengths[-1]:  # in order of length, so they are all alike; several times faster for one row
         return hidden.view(len(lengths), lengths[0], -1).mean(dim=1)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    return nn.functional.embedding_bag(rows, hidden, stream.bounds[:-1], mode="mean")
+    sums = nn.functional.embedding_bag(rows, hidden, stream.bounds[:-1], mode="sum")
+    return sums / stream.bounds.diff()[:, None]
 
 
 def mean_of_pieces(stream: Stream) -> Tensor:
     """[U, d] mean of the states of every word's tokens."""
+    assert stream.owner is not None
     owned = (stream.owner >= 0).nonzero().squeeze(1)
     owner = stream.owner[owned]
     sums = stream.hidden.new_zeros(stream.units, stream.hidden.shape[1]).index_add(0, owner, stream.hidden[owned])
