@@ -76,9 +76,10 @@ def interleaved(
 ) -> Times:
     """Time every runner on every batch, `rounds` times, taking turns of `turn` batches.
 
-    The order of the runners is moved by one from turn to turn, so that none of them always comes first.
+    The order of the runners is drawn anew for every turn, so that none of them always comes first, or always after the
+    same other: how fast a batch is answered depends also on what the one before has left in the caches.
     """
-    names = list(runners)
+    names, random = list(runners), np.random.default_rng(0)
     seconds = {name: np.zeros((rounds, len(batches))) for name in names}
     for name in names:
         for batch in batches[:WARM_UPS]:
@@ -87,10 +88,9 @@ def interleaved(
     gc.disable()
     try:
         for round_ in range(rounds):
-            for count, first in enumerate(range(0, len(batches), turn)):
+            for first in range(0, len(batches), turn):
                 those = range(first, min(first + turn, len(batches)))
-                begin = (round_ + count) % len(names)
-                for name in names[begin:] + names[:begin]:
+                for name in random.permutation(names).tolist():
                     for number in those:
                         work = partial(runners[name], batches[number])
                         seconds[name][round_, number] = seconds_of(work, device)
