@@ -203,7 +203,7 @@ def test_a_process_killed_outright_resumes_to_the_same_bits(
     code = (
         f"import exitkit; exitkit.train(**{ {key: str(v) if isinstance(v, Path) else v for key, v in given.items()}!r})"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # as many as here: the same sums
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     folder = tmp_path / "model.partial/training"
     for _ in range(1200):
