@@ -49,7 +49,8 @@ def main() -> None:
         for inputs, outputs in ((width, width), (width, 4 * width), (4 * width, width)):
             parts = {label: made(inputs, outputs, lay) for label, lay in LAYOUTS.items()}
             for rows in ROWS:
-                states, spent = torch.randn(rows, inputs), {label: [] for label in LAYOUTS}
+                states = torch.randn(rows, inputs)
+                spent: dict[str, list[float]] = {label: [] for label in LAYOUTS}
                 for _ in range(ROUNDS):
                     for label, some in parts.items():
                         started = time.perf_counter()
