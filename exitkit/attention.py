@@ -44,12 +44,13 @@ def by_runs(
 ) -> Tensor:
     """One call for each run of neighbours with as many queries and as many keys. Arguments as in `attend`."""
     heads, size = query.shape[1:]
+    asked_from = None if window is None else _asked_from(stream)
     contexts, q0, k0 = [], 0, 0
     for count, asked, length in _runs(stream.asking, stream.lengths):
         q1, k1 = q0 + count * asked, k0 + count * length
         near = None
-        if window is not None and length > window + 1:
-            distance = _asked_from(stream)[q0:q1].view(count, asked, 1) - stream.position[k0:k1].view(count, 1, length)
+        if window is not None and asked_from is not None and length > window + 1:
+            distance = asked_from[q0:q1].view(count, asked, 1) - stream.position[k0:k1].view(count, 1, length)
             near = (distance.abs() <= window)[:, None]  # [count, 1, asked, length]
         context = scaled_dot_product_attention(
             query[q0:q1].view(count, asked, heads, size).transpose(1, 2),

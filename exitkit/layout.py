@@ -13,9 +13,10 @@ def by_input(model: nn.Module) -> None:
     """Store weights [out, in] with the outputs of each input side by side, in place.
 
     On a CPU a product of few rows (one sentence, or the few that are left of a batch) reads them faster so; from about
-    300 rows on there is no difference. One input's weights begin a cache line later than they need to: in strides of
-    2,048 bytes and its multiples, which is what most models have, they would all compete for the same few lines.
-    `docs/results/heart.md` has what it saves. Only fp32 is laid out anew.
+    300 rows on there is no difference. One input's weights begin a cache line later than they need to: where layers
+    widen, they would lie a multiple of 2,048 bytes apart and all compete for the same few lines.
+    `docs/results/heart.md` has what it saves. Only fp32 is laid out anew. Not for training: fused optimizers walk
+    through memory, and take the gaps for weights; `ExitModel.train` takes them out.
     """
     for part in model.modules():
         if isinstance(part, nn.Linear) and part.weight.device.type == "cpu" and part.weight.dtype == torch.float32:

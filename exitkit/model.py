@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
+from exitkit import layout
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import ExitHead, Pooling, pool
@@ -152,6 +153,7 @@ class ExitModel(Exits):
         """Training mode, but for modules that have parameters and train none: frozen also means without dropout."""
         super().train(mode)
         if mode:
+            layout.by_output(self)
             for module in self.modules():
                 parameters = list(module.parameters())
                 if parameters and not any(parameter.requires_grad for parameter in parameters):

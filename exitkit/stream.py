@@ -93,10 +93,14 @@ class Stream:
 
     def having(self, **fields: Any) -> Stream:
         """The same sequences with some fields changed; at every layer, so without the cost of dataclasses.replace."""
-        assert fields.keys() <= self.__dict__.keys(), f"a stream has no {sorted(fields.keys() - self.__dict__.keys())}"
+        assert fields.keys() <= CHANGEABLE, f"not to be changed in a stream: {sorted(fields.keys() - CHANGEABLE)}"
         new = object.__new__(Stream)
         new.__dict__.update(self.__dict__, **fields)
         return new
+
+
+CHANGEABLE = frozenset(Stream.__annotations__) | {"home", "position"} - {"lengths", "bounds"}
+"""What may differ between two streams of the same sequences."""
 
 
 def pack(batch: Batch) -> tuple[Tokens, Stream]:
@@ -224,8 +228,9 @@ def select(stream: Stream, keep: Sequence[bool]) -> tuple[Stream, Tensor]:
             "place": stream.place[left],
             "anchor": bounds[:-1],
             "row": stream.row.index_select(0, units),
-            "live": stream.live[left],
+            "live": stream.live[left],  # a sequence with an answer is gone
             "active": None,
+            "asking": lengths,
         }
     else:
         units, of_units = _words_left(stream, stream.owner, keep)
@@ -234,7 +239,6 @@ def select(stream: Stream, keep: Sequence[bool]) -> tuple[Stream, Tensor]:
         lengths=lengths,
         bounds=bounds,
         skipped=None if stream.skipped is None else stream.skipped.index_select(0, sequences),
-        asking=tuple(n for n, wanted in zip(stream.asking, keep, strict=True) if wanted),
         **of_units,
     )
     return part, units
@@ -254,6 +258,7 @@ def _words_left(stream: Stream, owner: Tensor, keep: Sequence[bool]) -> tuple[Te
         "row": stream.row[units],
         "live": stream.live[units],
         "active": None if active is None else new_token[active[kept_tokens[active]]],
+        "asking": tuple(n for n, wanted in zip(stream.asking, keep, strict=True) if wanted),
     }
 
 

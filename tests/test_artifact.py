@@ -41,11 +41,30 @@ def test_loaded_weights_lie_as_few_rows_read_them_fast_and_are_those_of_the_file
     for name, weight in linear.items():
         assert weight.stride() == (1, len(weight) + layout.LINE), name
         assert torch.equal(weight, saved[f"{name}.weight"]), name
-    assert all(head.dense.weight.stride(0) == 1 for head in model.exit_heads)
+    assert all(head.dense.weight.stride() == (1, len(head.dense.weight) + layout.LINE) for head in model.exit_heads)
     layout.by_output(model)
     for name, weight in linear.items():
         assert weight.is_contiguous(), name
         assert torch.equal(weight, saved[f"{name}.weight"]), name
+
+
+def test_a_loaded_model_trains_like_one_whose_weights_lie_as_in_the_file(trained: Path) -> None:
+    """Fused optimizers walk through memory and would take the gaps between weights for weights."""
+    rows = {
+        "input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]),
+        "attention_mask": torch.tensor([[1] * 4, [1] * 3 + [0]]),
+    }
+    after = []
+    for lay in (lambda model: None, layout.by_output):
+        model = read_artifact(trained, installed()).model.requires_grad_(True)
+        lay(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        for _ in range(3):
+            torch.manual_seed(0)
+            model.train()(**rows).logits.sum().backward()
+            optimizer.step()
+        after.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*after, strict=True))
 
 
 def test_nothing_in_the_folder_is_a_pickle_and_no_head_is_saved_twice(trained: Path) -> None:

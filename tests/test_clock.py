@@ -30,10 +30,11 @@ def test_contenders_take_turns_of_some_batches() -> None:
 
 
 def test_nobody_is_always_first_or_always_after_the_same_other() -> None:
-    said = [name for name, _ in order_of("abc", batches=60, rounds=1, turn=1)]
-    assert set(said[::3]) == set("abc")
-    after = Counter(itertools.pairwise(said))
-    assert all(after[one, other] > 20 for one in "abc" for other in "abc" if one != other), after
+    """Three that only take turns in being first have the same one before them two times of three."""
+    said = [name for name, _ in order_of("abc", batches=600, rounds=1, turn=1)]
+    assert max(Counter(said[::3]).values()) < 0.5 * 600
+    before = Counter(itertools.pairwise(said))
+    assert max(before.values()) < 0.6 * 600, before
 
 
 @pytest.mark.parametrize(("contenders", "batches", "rounds", "turn"), [(1, 1, 1, 1), (3, 7, 2, 2), (4, 9, 3, 12)])

@@ -20,6 +20,7 @@ from exitkit.distillation.methods.logits import Logits
 from exitkit.distillation.student import students_of
 from exitkit.distillation.teacher import Teacher, load_teachers
 from exitkit.errors import UsageError
+from exitkit.model import ExitModel
 from exitkit.plugins import installed
 
 REGISTRY = installed()
@@ -79,6 +80,18 @@ def test_the_largest_student_that_fits(
     found = fitted(teacher, **given)
     assert (found.layers, found.width) == (layers, width)
     assert found.predicted == pytest.approx(predicted)
+
+
+def test_students_are_timed_with_weights_that_lie_as_the_teachers_do(
+    teacher: Teacher, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ExitModel] = []
+    right = fit._Clock._runner
+    monkeypatch.setattr(fit._Clock, "_runner", lambda self, model: seen.append(model) or right(self, model))
+    fitted(teacher, target_speedup="2x")
+    strides = [model.encoder.blocks[0].intermediate.dense.weight.stride() for model in seen]
+    assert len(strides) == 2
+    assert strides[0] == strides[1]
 
 
 def test_a_layer_is_taken_away_as_long_as_the_clock_says_less(teacher: Teacher, clock: list[float]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import clock
+from exitkit import clock, layout
 from exitkit.artifact import write_text
 from exitkit.calibration import layer_time
 from exitkit.calibration.calibrate import REACHED
@@ -205,7 +205,9 @@ class _Clock:
     def _bare(self, layers: int, width: int) -> ExitModel:
         sized = self.settings.model_copy(update={"student_layers": layers, "student_width": width})
         config = resized(sized, self.students)
-        return bare(config, self.registry.encoder(config.model_type), self.task).to(self.teacher.model.device)
+        student = bare(config, self.registry.encoder(config.model_type), self.task).to(self.teacher.model.device)
+        layout.by_input(student)  # as the teacher's weights lie, and its own will once it is an artifact
+        return student
 
     def _runner(self, model: ExitModel) -> clock.Runner:
         plan = schedule("fixed", self.registry.policy("fixed"), {"exit": model.shape.exits}, model.shape)
