@@ -1,7 +1,7 @@
 """What the layout of weights does to products of few rows: microseconds per product with one thread, as a table.
 
 For the widths of all-MiniLM-L6-v2 and of BERT-base: `stored` is how torch and transformers keep weights, `by input` has
-the outputs of each input side by side, `a line apart` is the same with inputs a cache line further apart, as in exitkit.
+the outputs of each input side by side, `a line apart` is so, inputs a cache line further apart, as exitkit has it.
 Contenders work in an order drawn for every round; a product finds its weights where a dozen others have left them.
 
 Usage: python docs/results/layouts.py
