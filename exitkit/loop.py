@@ -18,7 +18,7 @@ from exitkit.errors import UsageError
 from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State, asks_probe, has_gates, reads_heads
 from exitkit.recipe import Passed
 from exitkit.settings import Schedule
-from exitkit.stream import Batch, Stream, halt, pack, restore, select
+from exitkit.stream import Batch, Stream, halt, pack, put_back, select
 from exitkit.trace import Recorder, Trace
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ class Walk:
         part, _ = select(stream, who)
         trace.layer(layer, part)
         part = part.carrying(self.model.encoder.layer(layer - 1, part))
-        return restore(stream, who, part), who  # in place: nobody reads what the layer read any more
+        put_back(stream, who, part)  # nobody reads what the layer read any more
+        return stream, who
 
     def read(self, exit: int, stream: Stream, units: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Features and logits of an exit as the policy and the user see them; see `ExitModel.read`."""

@@ -99,7 +99,7 @@ class Stream:
         return new
 
 
-CHANGEABLE = frozenset(Stream.__annotations__) | {"home", "position"} - {"lengths", "bounds"}
+CHANGEABLE = (Stream.__annotations__.keys() | {"home", "position"}) - {"lengths", "bounds"}
 """What may differ between two streams of the same sequences."""
 
 
@@ -262,13 +262,12 @@ def _words_left(stream: Stream, owner: Tensor, keep: Sequence[bool]) -> tuple[Te
     }
 
 
-def restore(stream: Stream, keep: Sequence[bool], part: Stream) -> Stream:
-    """The stream with the states of what `select(stream, keep)` gave, which have changed since. In place."""
+def put_back(stream: Stream, keep: Sequence[bool], part: Stream) -> None:
+    """Write the states of `part`, what `select(stream, keep)` gave, over those that the stream has. In place."""
     start = 0
     for source, count in _runs(stream.lengths, keep):
         stream.hidden[source : source + count] = part.hidden[start : start + count]
         start += count
-    return stream
 
 
 def _kept_rows(of_tokens: Tensor, lengths: Sequence[int], keep: Sequence[bool]) -> Tensor:

@@ -67,6 +67,14 @@ def test_dropping_sequences_keeps_the_tokens_places_and_rows_of_the_others(
     assert left.anchor.tolist() == left.bounds[:-1].tolist()
 
 
+@pytest.mark.parametrize("field", ["lengths", "bounds", "tokens", "misspelt"])
+def test_a_stream_with_other_sequences_or_unknown_fields_is_not_made_by_changing_one(field: str) -> None:
+    mask = torch.ones(2, 3, dtype=torch.long)
+    _, stream = pack({"input_ids": mask, "attention_mask": mask})
+    with pytest.raises(AssertionError, match=field):
+        stream.having(**{field: ()})
+
+
 def test_a_sentence_goes_on_while_one_of_its_words_has_no_answer() -> None:
     words = torch.tensor([[-1, 0, 0, 1, -1], [-1, 0, 1, 2, -1]])
     mask = torch.ones_like(words)
