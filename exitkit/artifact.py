@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,10 +31,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from exitkit import layout
+from exitkit import layout, outputs
 from exitkit.data.batches import Reader
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel, Exits, stock_class
+from exitkit.outputs import write_text
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
 from exitkit.tasks import Classification, MultiLabel, Tagging, Task, task
@@ -47,6 +46,16 @@ WEIGHTS = "model.safetensors"
 EXITS = "exits.safetensors"
 POLICY = "policy.yaml"
 METRICS = "metrics.json"
+README = "README.md"
+MARK = "<!-- written by exitkit: remove this line to keep your own changes -->"
+"""Stands in a model card that is exitkit's; one without it is somebody's own."""
+KNOWN = re.compile(
+    r"config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|exits\.safetensors"
+    r"|exitkit\.yaml|policy\.yaml(\.partial)?|metrics\.json|search-[\w-]+\.jsonl|modeling_\w+\.py|configuration_\w+\.py"
+    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt"
+    r"|layer_map\.png|spiece\.model|sentencepiece(\.bpe)?\.model|tokenizer\.model|spm\.model|chat_template\.jinja"
+)
+"""Names that exitkit, transformers and its tokenizers write at the top of an artifact."""
 ENTRY = {"chosen", "frontier", "currency", "batch_size", "precision", "threads", "calibration"}
 
 log = logging.getLogger("exitkit")
@@ -124,13 +133,6 @@ def write(folder: Path, model: ExitModel, tokenizer: PreTrainedTokenizerBase, ca
         alone = {name: value.clone().contiguous() for name, value in exits.items()}  # some share modules
         save_file(alone, folder / EXITS)
         write_text(folder / CARD, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a text file in one step: a reader sees the old one or the new one."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
@@ -229,21 +231,38 @@ def is_artifact(folder: Path) -> bool:
     return (folder / CARD).exists()
 
 
-def publish(partial: Path, folder: Path) -> None:
-    """Give a complete folder its final name; an older model of that name is removed once the new one stands.
+def own_files(folder: Path) -> set[str]:
+    """Files of an artifact that are exitkit's, relative to it. A model card without our mark is somebody's own."""
+    found = {file.name for file in folder.iterdir() if KNOWN.fullmatch(file.name) and file.is_file()}
+    card = folder / README
+    if card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace"):
+        found.add(README)
+    return found
 
-    Raises ExitkitError: something else has that name by now.
+
+def publish(partial: Path, folder: Path, overwrite: bool) -> None:
+    """Give a complete folder its final name, which must be held.
+
+    With `overwrite` an older model of that name is removed once the new one stands. Files in it that are not exitkit's
+    are carried over: to refuse them would cost a training, and they are often notes about the model.
+
+    Raises ExitkitError: something that may not be replaced has that name by now, or it cannot be given. The message
+    says where the model is.
     """
-    if not folder.exists():
-        os.replace(partial, folder)
-        return
-    if not folder.is_dir() or (any(folder.iterdir()) and not is_artifact(folder)):
-        raise ExitkitError(f"{folder} holds files that were not there before. The model is complete in {partial}.")
-    # A name that nobody has: a folder beside ours, `model.old` say, is somebody's.
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    os.replace(folder, aside / folder.name)
-    os.replace(partial, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    complete = f"The model is complete in {partial}."
+    if folder.exists():
+        if not folder.is_dir() or (any(folder.iterdir()) and not is_artifact(folder)):
+            raise ExitkitError(f"{folder} holds files that were not there before. {complete}")
+        if is_artifact(folder) and not overwrite:
+            raise ExitkitError(f"{folder} holds a model that was not there before. {complete} Rename one of the two.")
+        if README in outputs.foreign(folder, own_files(folder)):
+            (partial / README).unlink(missing_ok=True)  # as after calibrate: somebody's own card stays
+    try:
+        outputs.replace_folder(partial, folder, own_files)
+    except OSError as error:
+        raise ExitkitError(f"cannot write '{folder}': {outputs.why(error)}. {complete}") from error
+    except ExitkitError as error:
+        raise ExitkitError(f"{error} {complete}") from None
 
 
 def _load_exits(file: Path, model: ExitModel, registry: Registry, built_with: Mapping[str, dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from exitkit.artifact import write_text
+from exitkit.outputs import naming, write_text
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -44,7 +44,7 @@ class Memory(Generic[K, V]):
         if key not in self.known:
             self.known[key] = find()
             if self.file is not None:
-                with self.file.open("a", encoding="utf-8") as lines:
+                with naming(self.file), self.file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(self.plain(key, self.known[key])) + "\n")
         return self.known[key]
 

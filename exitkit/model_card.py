@@ -10,14 +10,11 @@ from typing import Any
 
 import yaml
 
-from exitkit import artifact
-from exitkit.artifact import Card
+from exitkit import artifact, outputs
+from exitkit.artifact import MARK, README, Card
 from exitkit.tagging import scheme_told
 
 log = logging.getLogger("exitkit")
-
-README = "README.md"
-MARK = "<!-- written by exitkit: remove this line to keep your own changes -->"
 
 
 def write(folder: Path, card: Card, metrics: Mapping[str, Any], policies: Mapping[str, Any]) -> None:
@@ -33,7 +30,7 @@ def write(folder: Path, card: Card, metrics: Mapping[str, Any], policies: Mappin
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         return
     name, code = folder.name.removesuffix(".partial"), _brings_code(folder / "config.json")
-    artifact.write_text(file, text(name, card, metrics, policies, code))
+    outputs.write_text(file, text(name, card, metrics, policies, code))
 
 
 def refresh(folder: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exitkit import artifact
+from exitkit import artifact, outputs
 from exitkit.artifact import Artifact
 from exitkit.calibration.search import pick
 from exitkit.calibration.study import Study
@@ -100,7 +100,7 @@ def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
             work = work or Work(folder)
             policy, _, held = name.partition(":")
             made = work.fixed() if name == "fixed" else work.policy(policy, json.loads(held or "{}"))
-            artifact.write_text(file, json.dumps(made))
+            outputs.write_text(file, json.dumps(made))
         found[name] = json.loads(file.read_text(encoding="utf-8"))
     return found
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exitkit import artifact, config, model_card, parsing, runtime
+from exitkit import artifact, config, model_card, outputs, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
@@ -33,6 +35,8 @@ log = logging.getLogger("exitkit")
 REACHED = 0.97
 MOST_LIVE_RUNS = 3
 FEW_ROWS = 200
+STORING = 60.0
+"""Seconds to wait while another calibration stores what it has found."""
 
 
 def calibrate(
@@ -52,10 +56,18 @@ def calibrate(
         settings = parsing.parse(CalibrateConfig, {**fields, **({"artifact": Path(folder)} if folder else {})})
     parsing.require(settings, "artifact")
     assert settings.artifact is not None
+    with outputs.held(settings.artifact.resolve(), "calibrate", shared=True):
+        return _calibrate(settings, settings.artifact)
+
+
+def _calibrate(settings: CalibrateConfig, folder: Path) -> dict[str, Any]:
+    """Calibrate an artifact that nobody replaces meanwhile. Others may calibrate it, too."""
     registry = installed()
     _one_policy(settings.policy)
     device = runtime.device(settings)
-    model = open_artifact(settings.artifact, registry, device, runtime.inference_dtype(settings))
+    model = open_artifact(folder, registry, device, runtime.inference_dtype(settings))
+    if not os.access(folder, os.W_OK | os.X_OK):  # known now, before a search of minutes
+        raise UsageError(f"{folder}: cannot write there, and {artifact.POLICY} belongs there. See who may write.")
     name = next(iter(settings.policy.name), model.default_policy)
     held = held_settings(settings.policy, [name], registry)[name]
     check(name, registry.policy(name), model.model.shape)
@@ -71,19 +83,22 @@ def calibrate(
     fitted = temperature.fit(study.recording.logits, labels_of_units, study.task) if settings.temperature else None
     if fitted:
         study.limits = replace(limits, temperatures=fitted.values)
-    found = study.candidates(name, held, settings.currency)
-    if settings.per_exit:
-        found = _per_exit(study, name, found, settings)
-    result, confirmed, found = _confirm(study, name, held, found, settings)
-    result["limits"] = study.limits.as_dict(labels)
-    result["temperature"] = fitted.as_dict() if fitted else None
-    if _only_points(registry.policy(name), held, model.model.shape):
-        result["reachable"] = [_point(candidate) for candidate in found]
-    if result["feasible"]:
-        _store(model, name, settings, rows, confirmed, found, result)
-        runs_file(model.folder, name).unlink(missing_ok=True)
-        model_card.refresh(model.folder)
-    return result
+    # Live runs of a search are kept in a file, which is one search's at a time.
+    kept = outputs.held(runs_file(folder, name), "calibrate") if study.rewrites(name) else nullcontext()
+    with kept:
+        found = study.candidates(name, held, settings.currency)
+        if settings.per_exit:
+            found = _per_exit(study, name, found, settings)
+        result, confirmed, found = _confirm(study, name, held, found, settings)
+        result["limits"] = study.limits.as_dict(labels)
+        result["temperature"] = fitted.as_dict() if fitted else None
+        if _only_points(registry.policy(name), held, model.model.shape):
+            result["reachable"] = [_point(candidate) for candidate in found]
+        if result["feasible"]:
+            _store(model, name, settings, rows, confirmed, found, result)
+            runs_file(model.folder, name).unlink(missing_ok=True)
+            model_card.refresh(model.folder)
+        return result
 
 
 def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
@@ -296,9 +311,10 @@ def _store(
         "calibration": {**rows.origin.as_dict(), "rows": len(rows), "hash": rows.hash()},
         **({"models": list(model.content)} if model.content else {}),
     }
-    stored = artifact.read_policies(model.folder)
-    policies = {**stored.get("policies", {}), name: entry}
-    artifact.write_policies(model.folder, {"default": name, "policies": policies})
+    with outputs.held(model.folder / artifact.POLICY, "calibrate", patience=STORING):  # read and written as one
+        stored = artifact.read_policies(model.folder)
+        policies = {**stored.get("policies", {}), name: entry}
+        artifact.write_policies(model.folder, {"default": name, "policies": policies})
 
 
 def _point(candidate: Candidate) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from exitkit import artifact, parsing
+from exitkit import artifact, outputs, parsing
 from exitkit.artifact import Artifact, Card, ModelArtifact
 from exitkit.cascades.model import Cascade
 from exitkit.config import CascadeConfig
@@ -120,7 +120,7 @@ def write(folder: Path, models: Sequence[str | Path]) -> None:
     """Write cascade.yaml into an existing folder. Names that are not absolute are read from the working folder."""
     names = [str(name) if Path(name).is_absolute() else os.path.relpath(name, folder) for name in models]
     plain = {"format": FORMAT, "models": names}
-    artifact.write_text(folder / FILE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    outputs.write_text(folder / FILE, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def cascade(*models: str | Path, settings: CascadeConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -141,15 +141,18 @@ def cascade(*models: str | Path, settings: CascadeConfig | None = None, **fields
         given = {"artifacts": [Path(model) for model in models]} if models else {}
         settings = parsing.parse(CascadeConfig, {**fields, **given})
     parsing.require(settings, "artifacts", "output")
-    folder = settings.output
-    assert folder is not None
-    _check_output(folder, settings.overwrite)
-    if len(settings.artifacts) < 2:
-        raise UsageError("a cascade needs two or more models, smallest first. Name another one.")
-    model = joined(folder, settings.artifacts, installed())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / artifact.POLICY).unlink(missing_ok=True)  # of other models
-    write(folder, settings.artifacts)
+    assert settings.output is not None
+    folder = outputs.target(settings.output)
+    with outputs.held(folder, "cascade"):
+        _check_output(folder, settings.overwrite)
+        if len(settings.artifacts) < 2:
+            raise UsageError("a cascade needs two or more models, smallest first. Name another one.")
+        model = joined(folder, settings.artifacts, installed())
+        with outputs.naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder, settings.artifacts)
+            # What was calibrated is of other models. A run killed here leaves it, and `read` warns of it.
+            (folder / artifact.POLICY).unlink(missing_ok=True)
     return {
         "artifact": str(folder),
         "task": model.card.task,

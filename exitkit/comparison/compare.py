@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import artifact, config, parsing, runtime
-from exitkit.artifact import Artifact, write_text
+from exitkit import artifact, config, outputs, parsing, runtime
+from exitkit.artifact import Artifact
 from exitkit.calibration import search
 from exitkit.calibration.calibrate import calibration_rows, chosen_metric, columns_of
 from exitkit.calibration.search import Candidate
@@ -24,6 +24,7 @@ from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import scoring_split, texts, training_and_calibration
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, reference_of
+from exitkit.outputs import write_text
 from exitkit.plugins import Registry, installed
 from exitkit.replay import Recording, record, replay
 from exitkit.settings import Schedule, rewrites, schedule
@@ -68,7 +69,13 @@ def compare(settings: CompareConfig | None = None, **fields: Any) -> dict[str, A
                 f"--policies: '{name}' changes later states, so its curve cannot be replayed; compare it with "
                 "'exitkit benchmark'."
             )
-    folder = settings.output
+    folder = outputs.target(settings.output)
+    with outputs.held(folder, "compare"):
+        return _compare(settings, folder, registry)
+
+
+def _compare(settings: CompareConfig, folder: Path, registry: Registry) -> dict[str, Any]:
+    """Compare in a folder that is held."""
     trained_on = _trained_on(settings, registry)
     _same_comparison(folder, settings)
     found = []
@@ -111,7 +118,7 @@ def _same_comparison(folder: Path, settings: CompareConfig) -> None:
             raise UsageError(f"--output {folder}: cannot write there: {error.strerror}.") from None
         write_text(file, json.dumps(plain) + "\n")
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = _run_of(file)
     options, known = plain.pop("options"), before.pop("options", {})
     differing = [key for key in plain if plain[key] != before.get(key)]
     for recipe in sorted({name.rpartition("-")[0] for name in _done(folder)} & options.keys()):
@@ -124,6 +131,17 @@ def _same_comparison(folder: Path, settings: CompareConfig) -> None:
         names = ", ".join(parsing.option(key) for key in differing)
         raise UsageError(f"--output {folder} holds a comparison with other settings ({names}); name another folder.")
     write_text(file, json.dumps({**plain, "options": {**known, **options}}) + "\n")
+
+
+def _run_of(file: Path) -> dict[str, Any]:
+    """What run.json says. Raises UsageError: it is not a comparison's."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or "policies" not in before:
+        raise UsageError(f"--output {file.parent} holds a {RUN} that is not a comparison's; name another folder.")
+    return before
 
 
 def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import notation, parsing
+from exitkit import notation, outputs, parsing
 from exitkit.config import Choice, DistillConfig
 from exitkit.data.splits import label_array
 from exitkit.distillation import map_search
@@ -52,7 +52,15 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     parsing.require(settings, "teacher", "output")
     if settings.data is None and settings.unlabelled is None:
         raise UsageError("missing --data, or --unlabelled. Give it on the command line, or in the file of --config.")
-    partial = _check_output(settings)
+    assert settings.output is not None
+    output = outputs.target(settings.output, whole_folder=True)
+    with outputs.held(output, "distill"):
+        return _distill(settings, output)
+
+
+def _distill(settings: DistillConfig, output: Path) -> dict[str, Any]:
+    """Make the student in a folder that is held."""
+    partial = _check_output(settings, output)
     searches = settings.layer_map == SEARCH
     work = checked(settings, partial)
     folder = open_partial(partial, settings.resume)
@@ -60,11 +68,11 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     if work.size is not None:
         work.size.write(folder)
     if not searches:
-        return _learn(work, partial, folder)
+        return _learn(work, partial, folder, output)
     found = _searched(work, folder / SEARCH)
     chosen = checked(_with_map(work.sized, text_of(found.layer_map)), partial)
     result = {"layer_map_search": found.as_dict()}
-    return _learn(replace(chosen, size=work.size), partial, folder, result)
+    return _learn(replace(chosen, size=work.size), partial, folder, output, result)
 
 
 def _with_map(settings: DistillConfig, layer_map: str) -> DistillConfig:
@@ -113,7 +121,9 @@ def _without_epochs(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not isinstance(value, dict)}
 
 
-def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def _learn(
+    work: Work, partial: Path, folder: Path, output: Path, more: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Start the student, train it, and give it its name. Returns the report, with what is to stand there beside."""
     settings, student, data, job = work.settings, work.student, work.data, work.job
     exits, spent, lessons = _taught(work, folder)
@@ -127,8 +137,7 @@ def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = Ma
     options = dataclasses.asdict(work.plan.method)  # type: ignore[call-overload]
     recipe = {"name": work.plan.name, **options, "teachers": list(settings.teacher)}
     card = card_of(settings, student.model, data, recipe, job.max_length, work.metric)
-    assert settings.output is not None
-    publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
+    publish(partial, folder, output, settings.overwrite, student.model, student.tokenizer, card, report)
     return report
 
 
@@ -151,14 +160,13 @@ def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Le
     return exits, replace(spent, seconds=spent.seconds + started), lessons
 
 
-def _check_output(settings: DistillConfig) -> Path:
+def _check_output(settings: DistillConfig, output: Path) -> Path:
     """The folder to work in. Raises UsageError for anything that may not be touched, the teachers among it."""
-    assert settings.output is not None
     for source in settings.teacher:
-        if Path(source).exists() and Path(source).resolve() == settings.output.resolve():
-            raise UsageError(f"--output {settings.output} is the teacher; name another folder.")
-    partial = check_output(settings.output, settings.resume, settings.overwrite)
-    for ours in (settings.output, partial):
+        if Path(source).exists() and Path(source).resolve() == output.resolve():
+            raise UsageError(f"--output {output} is the teacher; name another folder.")
+    partial = check_output(output, settings.resume, settings.overwrite)
+    for ours in (output, partial):
         if settings.cache is not None and settings.cache.resolve().is_relative_to(ours.resolve()):
             raise UsageError(f"--cache {settings.cache} is in {ours}, where the student grows; name another folder.")
     return partial

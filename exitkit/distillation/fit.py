@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from exitkit import clock, layout
-from exitkit.artifact import write_text
 from exitkit.calibration import layer_time
 from exitkit.calibration.calibrate import REACHED
 from exitkit.config import DistillConfig
@@ -25,6 +24,7 @@ from exitkit.distiller import Students
 from exitkit.errors import UsageError
 from exitkit.loop import run
 from exitkit.model import ExitModel
+from exitkit.outputs import write_text
 from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.settings import schedule

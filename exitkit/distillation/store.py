@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exitkit import outputs
 from exitkit.errors import ExitkitError
 from exitkit.progress import bar
 
@@ -39,30 +38,26 @@ class Store:
     def fill(self, ask: Callable[[list[int]], list[Tensor]]) -> None:
         """Write all records, unless the file is there: `ask(rows)` gives those of some rows.
 
-        The batches are always the same ones, so that a resumed run gets the same bits.
+        The batches are always the same ones, so that a resumed run gets the same bits. Of two runs that share a file
+        each writes its own, and the last one stands.
 
         Raises ExitkitError: the disk is full, or nothing can be written there.
         """
         if not self.bytes or (self.file.exists() and self.file.stat().st_size == self.bytes):
             return
-        partial = self.file.with_name(f"{self.file.name}.{os.getpid()}.partial")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as out, bar("asking the teacher", len(self.order)) as advance:
+            with outputs.growing(self.file) as out, bar("asking the teacher", len(self.order)) as advance:
                 for start in range(0, len(self.order), BATCH):
                     rows = self.order[start : start + BATCH]
                     out.write(torch.cat(ask(rows)).float().cpu().numpy().astype("<f4", copy=False).tobytes())
                     advance(len(rows))
-            os.replace(partial, self.file)
         except OSError as error:
             raise ExitkitError(
                 f"{self.file.parent}: cannot keep {self.bytes / 1e6:,.0f} MB of the teacher's outputs there: "
-                f"{error.strerror or error}. Free some space, lower --cache-size (0 asks the teacher every time), or "
+                f"{outputs.why(error)}. Free some space, lower --cache-size (0 asks the teacher every time), or "
                 "name a folder on another disk with --cache."
             ) from error
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     def read(self, row: int) -> Tensor | None:
         """The record of a row [numbers], or None when it is not kept."""

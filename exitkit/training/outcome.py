@@ -159,6 +159,7 @@ def publish(
     partial: Path,
     state: Path,
     output: Path,
+    overwrite: bool,
     model: ExitModel,
     tokenizer: PreTrainedTokenizerBase,
     card: Card,
@@ -169,4 +170,4 @@ def publish(
     artifact.write_metrics(partial, report)
     model_card.write(partial, card, report, {})
     shutil.rmtree(state)
-    artifact.publish(partial, output)
+    artifact.publish(partial, output, overwrite)

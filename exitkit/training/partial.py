@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from exitkit import artifact
+from exitkit import artifact, outputs
 from exitkit.config import Training
 from exitkit.errors import UsageError
 from exitkit.model import ExitModel
@@ -25,13 +25,18 @@ WEIGHTS = "model.safetensors"
 SPENT = "spent.json"
 FREE = {"output", "resume", "overwrite", "threads", "device", "cache"}
 """Settings that may differ when a run is resumed."""
+TOLD = {"seed", "epochs", "exits", "pooling", "training", "data"}
+"""What run.json says of every run: a folder without it is not ours."""
 
 
 def check_output(output: Path, resume: bool, overwrite: bool) -> Path:
-    """The folder to work in, `OUTPUT.partial`. Nothing is written or removed yet.
+    """The folder to work in, `OUTPUT.partial`. Nothing is written or removed yet; OUTPUT must be held.
+
+    OUTPUT.partial is exitkit's if training/run.json in it says so, if it holds a complete model, or if it has no file.
 
     Raises UsageError for anything that may not be touched.
     """
+    outputs.settle(output, artifact.own_files)
     partial = output.with_name(output.name + ".partial")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; name a folder.")
@@ -40,15 +45,26 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> Path:
             raise UsageError(f"--output {output} holds files that are not an exitkit model; name another folder.")
         if not overwrite:
             raise UsageError(f"--output {output} holds a model already. Name another folder, or add --overwrite.")
-    if partial.exists() and not resume:
-        if (partial / TRAINING).is_dir() or not any(partial.iterdir()):
-            if not overwrite and (partial / TRAINING).is_dir() and any((partial / TRAINING).rglob("*.safetensors")):
-                raise UsageError(
-                    f"{partial} holds an interrupted run. Add --resume to go on with it, or --overwrite to start anew."
-                )
-        else:
-            raise UsageError(f"{partial} holds files that are not an interrupted run; remove it first.")
+    if not os.path.lexists(partial):
+        return partial
+    if partial.is_symlink() or not partial.is_dir() or not _ours(partial):
+        raise UsageError(
+            f"{partial}, where the model is to grow, is there and is not an interrupted run of exitkit. Rename or "
+            "remove it, or name another --output."
+        )
+    if not resume and not overwrite and any(partial.rglob("*.safetensors")):
+        raise UsageError(
+            f"{partial} holds an interrupted run. Add --resume to go on with it, or --overwrite to start anew."
+        )
     return partial
+
+
+def _ours(partial: Path) -> bool:
+    try:
+        return bool(json.loads((partial / TRAINING / RUN).read_text(encoding="utf-8")).keys() >= TOLD)
+    except (OSError, ValueError, AttributeError):
+        left = outputs.foreign(partial, set())  # a run may be killed before it has said what it is, or after
+        return artifact.is_artifact(partial) or all((partial / name).is_dir() for name in left)
 
 
 def open_partial(partial: Path, resume: bool) -> Path:
@@ -82,7 +98,7 @@ def same_run(partial: Path, settings: Training, content: Mapping[str, str]) -> N
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a first run, or one that was killed before it had said what it is
-        artifact.write_text(file, json.dumps(now))
+        outputs.write_text(file, json.dumps(now))
         return
     differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
     if differing:
@@ -122,7 +138,7 @@ def finish_phase(model: ExitModel, state: Path, spent: Mapping[str, float]) -> N
     partial.mkdir()
     with artifact.writing(partial):
         save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()}, partial / WEIGHTS)
-        artifact.write_text(partial / SPENT, json.dumps(dict(spent)))
+        outputs.write_text(partial / SPENT, json.dumps(dict(spent)))
     os.replace(partial, done)
     shutil.rmtree(state, ignore_errors=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from exitkit import parsing, runtime
+from exitkit import outputs, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.config import TrainConfig
 from exitkit.data.batches import limit
@@ -60,7 +60,14 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
     if settings.data is None:
         raise UsageError("missing --data. Give it on the command line, or in the file of --config.")
     assert settings.output is not None
-    partial = check_output(settings.output, settings.resume, settings.overwrite)
+    output = outputs.target(settings.output, whole_folder=True)
+    with outputs.held(output, "train"):
+        return _train(settings, output)
+
+
+def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
+    """Train into a folder that is held."""
+    partial = check_output(output, settings.resume, settings.overwrite)
     registry = installed()
     recipe_name, recipe, epochs = build("recipe", settings.recipe, registry.recipe)
     data = _data(settings)
@@ -101,7 +108,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
         **score_gates(Artifact(partial, model, tokenizer, card, {}), registry, sample, metric),
         **speed(spent),
     }
-    publish(partial, folder, settings.output, model, tokenizer, card, report)
+    publish(partial, folder, output, settings.overwrite, model, tokenizer, card, report)
     return report
 
 

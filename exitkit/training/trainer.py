@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """As stock, with one message where a disk is full: the optimizer's state is twice as large as the weights."""
-        with artifact.writing(Path(self.args.output_dir)):
+        with artifact.writing(Path(self.args.output_dir)), _no_word_of_file_times():
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -169,6 +170,21 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             os.path.join(folder, "model.safetensors"),
             metadata={"format": "pt"},
         )
+
+
+@contextmanager
+def _no_word_of_file_times() -> Iterator[None]:
+    """Checkpoints written within a second are told apart by their numbers: no news to anybody, so no warning."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "mtime may not be reliable" not in record.getMessage()
+
+    notices = logging.getLogger("transformers.trainer_utils")
+    notices.addFilter(other)
+    try:
+        yield
+    finally:
+        notices.removeFilter(other)
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
