@@ -7,7 +7,7 @@ from typing import Any
 from exitkit.benchmarking.benchmark import benchmark
 from exitkit.calibration.calibrate import calibrate
 from exitkit.config import DemoConfig
-from exitkit.report.folder import write
+from exitkit.report.folder import Write, opened
 from exitkit.training.train import train
 
 TARGET = 3.0
@@ -21,6 +21,11 @@ def demo(settings: DemoConfig) -> dict[str, Any]:
         `model`, `train`, `calibrate` (a result per policy), `benchmark`, and `grades`: for every grade of the generated
         reviews its rows, what every exit alone scores on them, and where and how well `entropy` answers them.
     """
+    with opened(settings.output / "report") as write:
+        return _journey(settings, write)
+
+
+def _journey(settings: DemoConfig, write: Write) -> dict[str, Any]:
     folder = settings.output / "model"
     where: dict[str, Any] = {"device": settings.device, "threads": settings.threads}
     trained = train(
@@ -41,13 +46,12 @@ def demo(settings: DemoConfig) -> dict[str, Any]:
     }
     reached = [name for name in reversed(targets) if calibrated[name]["feasible"]]
     report = benchmark(folder, policy=reached or None, rounds=3, **where)
-    reports = settings.output / "report"
-    write(reports, report)
+    write(report)
     return {
         "model": str(folder),
         "train": trained,
         "calibrate": [calibrated[name] for name in reversed(targets)],
-        "benchmark": {**report, "report": str(reports)},
+        "benchmark": {**report, "report": str(settings.output / "report")},
         "grades": grades(report),
     }
 

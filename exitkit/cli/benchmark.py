@@ -29,12 +29,13 @@ def add_to(app: typer.Typer) -> None:
 def run(settings: BenchmarkConfig) -> dict[str, Any]:
     """Benchmark, and write the report folder."""
     from exitkit.benchmarking.benchmark import benchmark
-    from exitkit.report.folder import write
+    from exitkit.report.folder import opened
 
-    result = benchmark(settings=settings)
-    first = settings.artifacts[0]
+    first = settings.artifacts[0] if settings.artifacts[0].name else settings.artifacts[0].resolve()
     folder = settings.output or first.with_name(first.name + "-report")
-    write(folder, result)
+    with opened(folder) as write:
+        result = benchmark(settings=settings)
+        write(result)
     return {**result, "report": str(folder)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from exitkit.artifact import write_text
+from exitkit.outputs import write_text
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -59,11 +59,11 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
     """compare.json, compare.md and curves.png."""
-    write_text(folder / "compare.json", json.dumps(result, indent=2) + "\n")
-    write_text(folder / "compare.md", markdown(result))
     from exitkit.report import pictures
 
     pictures.save(pictures.curves(result["curves"], result["currency"], result["metric"]), folder / "curves.png")
+    write_text(folder / "compare.md", markdown(result))
+    write_text(folder / "compare.json", json.dumps(result, indent=2) + "\n")
 
 
 def _title(result: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from exitkit.outputs import write_bytes
+
 INK = "#123456"  # stands for the page's own text colour until the SVG is in it
 MUTED = "#8a8f98"
 COLOURS = (
@@ -44,6 +46,7 @@ STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
+    "text.parse_math": False,  # names of labels, groups and folders are somebody's, dollars in them included
 }
 WIDTH = 5.2  # inches
 
@@ -107,9 +110,7 @@ def milliseconds_against_score(
             axes.plot([], [], linestyle=style, marker=marker, color=MUTED, markersize=5, linewidth=1.2, label=what)
         axes.set_xscale("log")
         axes.set_xlabel(f"milliseconds per row in batches of {batch_size} (left is faster)")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axes)
         axes.set_ylabel(f"{(runs or baselines)[0]['metric']}, %")
         axes.grid(alpha=0.25, which="both")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
@@ -163,6 +164,13 @@ def _line(
         spans = [(v, *one["speedup_ci"]["time"]) for v, one in zip(x, ordered, strict=True)]
         sides = [[max(0.0, v - left) for v, left, _ in spans], [max(0.0, right - v) for v, _, right in spans]]
     axes.errorbar(x, y, yerr=[low, high], xerr=sides, fmt="none", ecolor=colour, alpha=0.4, linewidth=1, zorder=1)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Numbers on a logarithmic axis as text: matplotlib's own powers of ten are mathematics, which is not parsed."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _bars(sections: Sequence[tuple[str, Sequence[tuple[str, Sequence[int], str | None]]]], caption: str) -> Figure:
@@ -242,6 +250,7 @@ def curves(found: Sequence[Mapping[str, Any]], currency: str, metric: str) -> Fi
             )
             named_already.add(name)
         axes.set_xscale("log")
+        _plain_numbers(axes)
         axes.set_xlabel(f"speed-up in {currency} (full depth = 1)")
         axes.set_ylabel(f"{metric}, %")
         axes.grid(alpha=0.25, which="both")
@@ -283,7 +292,14 @@ def svg(figure: Figure) -> str:
     return text.replace(INK, "currentColor").replace("<svg ", '<svg role="img" ', 1)
 
 
-def save(figure: Figure, file: Path) -> None:
-    """The figure as a PNG file, dark on white."""
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file, dark on white."""
+    buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, dpi=160, facecolor="white")
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return buffer.getvalue()
+
+
+def save(figure: Figure, file: Path) -> None:
+    """The figure as a PNG file. Raises ExitkitError: it cannot be written."""
+    write_bytes(file, png(figure))
