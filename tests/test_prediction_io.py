@@ -640,8 +640,12 @@ def test_a_full_disk_is_our_error_names_the_file_and_leaves_whole_rows(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_parquet_on_a_full_disk_is_our_error(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet.partial").symlink_to("/dev/full")
+def test_parquet_on_a_full_disk_is_our_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, mode: str) -> io.FileIO:
+        path.touch()
+        return io.FileIO("/dev/full", "wb")
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(ExitkitError, match="the disk is full"), open_writer(tmp_path / "a.parquet") as writer:
         writer.write([ROW])
 

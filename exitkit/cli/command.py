@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,6 +21,7 @@ from rich.logging import RichHandler
 
 from exitkit.config import Choice
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.outputs import why
 from exitkit.parsing import merge, option, ordered, require
 
 COMMON = "Common"
@@ -109,7 +112,7 @@ class reporting:  # reads as a phrase: with reporting(...)
         if isinstance(error, ExitkitError):
             self._fail(str(error), error.exit_code)
         if isinstance(error, OSError):
-            self._fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+            self._fail(f"{error.filename}: {why(error)}" if error.filename else f"cannot write: {why(error)}", 1)
         if isinstance(error, MemoryError):
             self._fail("out of memory; use a smaller --batch-size", 1)
         if isinstance(error, Exception):
@@ -120,15 +123,31 @@ class reporting:  # reads as a phrase: with reporting(...)
 
     def _fail(self, message: str, code: int) -> None:
         if self.as_json:
-            write_json({"error": message})
+            with suppress(ExitkitError):  # stdout itself may be what failed
+                write_json({"error": message})
+        _give_up_stdout()
         Console(stderr=True).print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
         raise typer.Exit(code) from None
 
 
 def write_json(result: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(result, indent=2, default=str, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    """One JSON object on stdout. Raises ExitkitError: it cannot be written there."""
+    try:
+        sys.stdout.write(json.dumps(result, indent=2, default=str, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ExitkitError(f"cannot write to stdout: {why(error)}") from error
+
+
+def _give_up_stdout() -> None:
+    """If stdout takes nothing more, that was said already: Python's own flush at the end shall not say it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _plain(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import math
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.outputs import Lock, lock, target, why
 
 ROWS_PER_GROUP = 10_000  # of a parquet file; also how many rows are held in memory for it
 
@@ -27,12 +27,20 @@ def open_writer(path: Path | None, *, source: Path | None = None) -> Writer:
     """A writer of `path`, or of jsonl on stdout for None.
 
     From now on the file grows as `FILE.partial` beside it. It takes its name, replacing a file that has it,
-    when the `with` block ends without an exception; until then a file of that name is untouched. A
-    `FILE.partial` of an earlier run is overwritten. `source` is the input, which is never overwritten. Raises
-    UsageError, and ExitkitError where the file cannot be created.
+    when the `with` block ends without an exception; until then a file of that name is untouched. A link is
+    followed to the file that it leads to. `source` is the input, which is never overwritten.
+
+    While the file grows it is locked, and after a failure the lock file stays beside `FILE.partial` and says
+    which file that is: a `FILE.partial` that an earlier run left is overwritten, any other one is refused
+    (unless it is empty).
+
+    Raises:
+        UsageError: the name cannot be written to.
+        ExitkitError: another run writes there, or the file cannot be created.
     """
     if path is None:
         return Writer(_Stdout(), None)
+    path = target(path)
     suffix = path.suffix.lower()
     if suffix not in _SINKS:
         hint = "; .jsonl holds one JSON object a line" if suffix == ".json" else ""
@@ -41,21 +49,52 @@ def open_writer(path: Path | None, *, source: Path | None = None) -> Writer:
         raise UsageError(f"cannot write '{path}': it is a folder; give a file")
     if not path.parent.is_dir():
         raise UsageError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
-    for target in (path, _partial(path)):
-        if source is not None and _same(source, target):
-            raise UsageError(f"cannot write '{path}': '{target}' is the input; give another name")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot write '{path}': it is no regular file; give another name")
+    for place in (path, _partial(path)):
+        if source is not None and _same(source, place):
+            raise UsageError(f"cannot write '{path}': '{place}' is the input; give another name")
+    taken = lock(path, "predict")
     try:
-        return Writer(_SINKS[suffix](_partial(path)), path)
+        _clear(_partial(path), taken)
+        sink = _SINKS[suffix](_partial(path))
+        taken.note(partial=_number(_partial(path)))
     except OSError as error:
-        raise ExitkitError(f"cannot write '{path}': {error}") from error
+        taken.release()
+        raise ExitkitError(f"cannot write '{path}': {why(error)}") from error
+    except UsageError:
+        taken.release()
+        raise
+    return Writer(sink, path, taken)
+
+
+def _clear(partial: Path, taken: Lock) -> None:
+    """Remove what an earlier run left. Raises UsageError: it is somebody's own."""
+    if not os.path.lexists(partial):
+        return
+    ours = any(record.get("partial") == _number(partial) for record in taken.before)
+    if not ours and (partial.is_symlink() or not partial.is_file() or partial.stat().st_size):
+        raise UsageError(
+            f"'{partial}', where answers are to grow, is there and is not of an earlier run; rename or remove it, or "
+            "give another --output"
+        )
+    partial.unlink()
+
+
+def _number(file: Path) -> list[int]:
+    """Which file of the machine it is, whatever its name."""
+    found = file.lstat()
+    return [found.st_dev, found.st_ino]
 
 
 class Writer:
     """Takes answers in input order. A context manager, made by `open_writer`."""
 
-    def __init__(self, sink: _Sink, path: Path | None) -> None:
+    def __init__(self, sink: _Sink, path: Path | None, taken: Lock | None = None) -> None:
         self._sink = sink
         self._path = path
+        self._lock = taken
+        self._number = None if path is None else _number(_partial(path))
         self._keys: frozenset[str] | None = None
         self._rows = 0
 
@@ -64,7 +103,7 @@ class Writer:
 
         All rows of a file have the same keys, and values of JSON's types; in text formats, floats are rounded
         to 6 significant digits. Raises ExitkitError for a number that is not finite and for a disk that is
-        full or gone; on stdout, OSError as it comes (BrokenPipeError where the reader has left).
+        full or gone; on stdout, BrokenPipeError where the reader has left.
         """
         for number, answer in enumerate(answers, self._rows + 1):
             self._check(number, answer)
@@ -92,14 +131,26 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            with suppress(Exception):  # the first error is the one to report
+        published = False
+        try:
+            if error is not None:
+                with suppress(Exception):  # the first error is the one to report
+                    self._sink.close()
+                return
+            with _naming(self._path):
                 self._sink.close()
-            return
-        with _naming(self._path):
-            self._sink.close()
-            if self._path is not None:
-                os.replace(_partial(self._path), self._path)
+                if self._path is not None:
+                    self._publish(self._path)
+            published = True
+        finally:
+            if self._lock is not None:
+                self._lock.release(keep=not published)
+
+    def _publish(self, path: Path) -> None:
+        partial = _partial(path)
+        if not partial.exists() or _number(partial) != self._number:  # where there are no locks
+            raise ExitkitError(f"cannot write '{path}': another run has replaced '{partial}' meanwhile; run it again")
+        os.replace(partial, path)
 
 
 def _partial(path: Path) -> Path:
@@ -115,14 +166,16 @@ def _same(one: Path, other: Path) -> bool:
 
 @contextmanager
 def _naming(path: Path | None) -> Iterator[None]:
-    """Turns an OSError into a message that names the file. On stdout there is none to name."""
+    """Turns an OSError into a message that names the file, or stdout. A reader that has left is told as it comes."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if path is None:
-            raise
-        what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise ExitkitError(f"cannot write '{path}': {what}; what could be written is in '{_partial(path)}'") from error
+            raise ExitkitError(f"cannot write to stdout: {why(error)}") from error
+        what = f"{why(error)}; what could be written is in '{_partial(path)}'"
+        raise ExitkitError(f"cannot write '{path}': {what}") from error
 
 
 def _finite(value: object) -> bool:
@@ -214,7 +267,7 @@ class _TextFile:
 
     def __init__(self, partial: Path, render: Callable[[Rows], bytes]) -> None:
         self._render = render
-        self._file = partial.open("wb", buffering=0)
+        self._file = partial.open("xb", buffering=0)
 
     def append(self, rows: Rows) -> None:
         data = memoryview(self._render(rows))
@@ -234,7 +287,7 @@ class _ParquetFile:
     """The columns' types are those of the first row group. Readable once closed, so not after a kill."""
 
     def __init__(self, partial: Path) -> None:
-        self._file = partial.open("wb")
+        self._file = partial.open("xb")
         self._waiting: list[Row] = []
         self._writer: Any = None
 
