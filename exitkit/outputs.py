@@ -76,6 +76,8 @@ class Lock:
             # Others may share it: then the file is theirs to remove.
             if not keep and _locked(self._handle, shared=False) and _same(self._handle, self._file):
                 self._file.unlink()
+            else:
+                self.note(ended=True)
         self._handle.close()
         for folder in self._made[::-1]:
             with suppress(OSError):  # something stands in it
@@ -98,6 +100,7 @@ def lock(output: Path, command: str, *, shared: bool = False, patience: float = 
     """
     file = output.with_name(f".{output.name}.{LOCK}") if output.name else output / f".{LOCK}"
     about = {
+        "lock": secrets.token_hex(8),
         "command": command,
         "process": os.getpid(),
         "host": socket.gethostname(),
@@ -172,7 +175,8 @@ def _records(content: bytes | None) -> list[dict[str, Any]]:
 
 def _holder(records: list[dict[str, Any]]) -> str:
     """Who holds a lock: of several that shared it, the last one that runs."""
-    found = [one for one in records if _runs(one)] or records
+    ended = {one.get("lock") for one in records if "ended" in one}
+    found = [one for one in records if one.get("lock") not in ended and _runs(one)] or records
     if not found:
         return "another command"
     who = found[-1]

@@ -95,7 +95,7 @@ def _calibrate(settings: CalibrateConfig, folder: Path) -> dict[str, Any]:
         if _only_points(registry.policy(name), held, model.model.shape):
             result["reachable"] = [_point(candidate) for candidate in found]
         if result["feasible"]:
-            _store(model, name, settings, rows, confirmed, found, result)
+            _store(folder, name, _entry(model, settings, rows, confirmed, found, result))
             runs_file(model.folder, name).unlink(missing_ok=True)
             model_card.refresh(model.folder)
         return result
@@ -284,16 +284,16 @@ def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig, ca
     return f"{reach}Ask for less, try another policy, or {more}."
 
 
-def _store(
+def _entry(
     model: Artifact,
-    name: str,
     settings: CalibrateConfig,
     rows: Rows,
     live: Live,
     found: Sequence[Candidate],
     result: Mapping[str, Any],
-) -> None:
-    entry = {
+) -> dict[str, Any]:
+    """What policy.yaml says of a policy."""
+    return {
         "chosen": {
             "settings": dict(live.candidate.settings),
             "target_speedup": settings.target_speedup,
@@ -311,10 +311,13 @@ def _store(
         "calibration": {**rows.origin.as_dict(), "rows": len(rows), "hash": rows.hash()},
         **({"models": list(model.content)} if model.content else {}),
     }
-    with outputs.held(model.folder / artifact.POLICY, "calibrate", patience=STORING):  # read and written as one
-        stored = artifact.read_policies(model.folder)
-        policies = {**stored.get("policies", {}), name: entry}
-        artifact.write_policies(model.folder, {"default": name, "policies": policies})
+
+
+def _store(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Put a policy's entry beside those of others, also beside one that another calibration stores just now."""
+    with outputs.held(folder / artifact.POLICY, "calibrate", patience=STORING):
+        policies = {**artifact.read_policies(folder).get("policies", {}), name: dict(entry)}
+        artifact.write_policies(folder, {"default": name, "policies": policies})
 
 
 def _point(candidate: Candidate) -> dict[str, Any]:

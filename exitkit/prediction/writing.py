@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.outputs import Lock, lock, target, why
@@ -58,7 +58,7 @@ def open_writer(path: Path | None, *, source: Path | None = None) -> Writer:
     try:
         _clear(_partial(path), taken)
         sink = _SINKS[suffix](_partial(path))
-        taken.note(partial=_number(_partial(path)))
+        taken.note(partial=_identity(_partial(path))[:2])
     except OSError as error:
         taken.release()
         raise ExitkitError(f"cannot write '{path}': {why(error)}") from error
@@ -72,7 +72,8 @@ def _clear(partial: Path, taken: Lock) -> None:
     """Remove what an earlier run left. Raises UsageError: it is somebody's own."""
     if not os.path.lexists(partial):
         return
-    ours = any(record.get("partial") == _number(partial) for record in taken.before)
+    said = [record["partial"] for record in taken.before if isinstance(record.get("partial"), list)]
+    ours = bool(said) and said[-1] == _identity(partial)[: len(said[-1])]
     if not ours and (partial.is_symlink() or not partial.is_file() or partial.stat().st_size):
         raise UsageError(
             f"'{partial}', where answers are to grow, is there and is not of an earlier run; rename or remove it, or "
@@ -81,10 +82,10 @@ def _clear(partial: Path, taken: Lock) -> None:
     partial.unlink()
 
 
-def _number(file: Path) -> list[int]:
-    """Which file of the machine it is, whatever its name."""
+def _identity(file: Path) -> list[int]:
+    """Which file of the machine it is, and then what changes with its content: numbers are used again."""
     found = file.lstat()
-    return [found.st_dev, found.st_ino]
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
 
 class Writer:
@@ -94,7 +95,7 @@ class Writer:
         self._sink = sink
         self._path = path
         self._lock = taken
-        self._number = None if path is None else _number(_partial(path))
+        self._file = [] if path is None else _identity(_partial(path))[:2]
         self._keys: frozenset[str] | None = None
         self._rows = 0
 
@@ -144,11 +145,14 @@ class Writer:
             published = True
         finally:
             if self._lock is not None:
+                if not published:
+                    with suppress(OSError):
+                        self._lock.note(partial=_identity(_partial(cast(Path, self._path))))
                 self._lock.release(keep=not published)
 
     def _publish(self, path: Path) -> None:
         partial = _partial(path)
-        if not partial.exists() or _number(partial) != self._number:  # where there are no locks
+        if not partial.exists() or _identity(partial)[:2] != self._file:  # where there are no locks
             raise ExitkitError(f"cannot write '{path}': another run has replaced '{partial}' meanwhile; run it again")
         os.replace(partial, path)
 
