@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, trainer_utils
 
 import exitkit
 from exitkit import layout
@@ -21,6 +22,22 @@ from exitkit.plugins import installed
 from exitkit.training import trainer
 
 SETTINGS = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 256, "training": {"save_steps": 2}}
+
+
+def test_checkpoints_written_within_a_second_are_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (9, 10):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    notices = logging.getLogger("transformers.trainer_utils")
+    trainer_utils.logger.warning_once.cache_clear()
+    notices.addHandler(caplog.handler)
+    try:
+        with trainer._no_word_of_file_times():
+            found = trainer_utils.sort_checkpoints(str(tmp_path), use_mtime=True)
+            notices.warning("something else")
+    finally:
+        notices.removeHandler(caplog.handler)
+    assert [Path(one).name for one in found] == ["checkpoint-9", "checkpoint-10"]
+    assert {record.getMessage() for record in caplog.records} == {"something else"}
 
 
 def test_the_folder_loads_in_plain_transformers_and_answers_like_the_last_exit(trained: Path) -> None:

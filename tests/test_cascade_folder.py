@@ -106,8 +106,8 @@ def test_calibrate_benchmark_and_predict_take_a_cascade(both: Path, tmp_path: Pa
     layers = 4 * found["rows"] / (found["rows"] + 4 * found["exit_histogram"][1])
     assert found["measured_speedup"]["layers"] == pytest.approx(layers), "whoever goes on has run both"
     report = run(
-        "benchmark", both, "--policy", "cascade", "--policy", "entropy", "--speedups", "1x,1.5x", "-o", tmp_path,
-        "--max-rows", 200,
+        "benchmark", both, "--policy", "cascade", "--policy", "entropy", "--speedups", "1x,1.5x",
+        "--max-rows", 200, "-o", tmp_path / "report",
     )  # fmt: skip
     names = [one["name"] for one in report["baselines"]]
     assert names == ["fixed exit 1", "packed full depth", "plain transformers, padded"]
@@ -118,7 +118,7 @@ def test_calibrate_benchmark_and_predict_take_a_cascade(both: Path, tmp_path: Pa
     assert never["exit_histogram"][0] == 0
     assert never["speedup"]["layers"] == 4 / 5, "slower than the full model, and said so"
     assert never["score"] == full["score"]
-    assert (tmp_path / "index.html").exists()
+    assert (tmp_path / "report/index.html").exists()
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     told = run("predict", both, "--input", texts, "--output", tmp_path / "out.jsonl")
@@ -134,8 +134,9 @@ def test_a_cascade_is_compared_with_its_largest_model_on_the_same_rows(
     both: Path, trained: Path, tmp_path: Path
 ) -> None:
     report = run(
-        "benchmark", both, trained, "--policy", "entropy", "--speedups", "1x", "--set", "max_rows=200", "-o", tmp_path
-    )
+        "benchmark", both, trained, "--policy", "entropy", "--speedups", "1x", "--set", "max_rows=200",
+        "-o", tmp_path / "report",
+    )  # fmt: skip
     assert [one["artifact"] for one in report["runs"]] == [str(both), str(trained)]
     full = [one for one in report["baselines"] if one["name"] == "packed full depth"]
     assert [one["score"] for one in full] == [full[0]["score"]] * 2

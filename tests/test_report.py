@@ -21,6 +21,7 @@ from exitkit.cli import app
 from exitkit.data.columns import Columns
 from exitkit.data.sources import read
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.report import pictures
 from exitkit.report.folder import write
 from exitkit.tasks import Classification, Regression
 
@@ -96,6 +97,19 @@ def test_rows_that_hold_html_are_shown_as_text(trained: Path, tmp_path: Path) ->
     assert "<script>" not in html
     assert "<b>bold" not in html
     assert EVIL in Page(html).text
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "$5-$10"])
+def test_dollars_in_names_are_dollars_in_pictures(name: str) -> None:
+    part = {"name": name, "rows": 3, "exits": [1, 2], "score": 0.5, "full_score": 0.5}
+    parts = {"measure": "accuracy", "by_class": [part], "by_length": [], "by_group": [part]}
+    figure = pictures.parts({"breakdown": parts})
+    assert pictures.svg(figure).count(f"{name} (3)") >= 2
+    assert pictures.png(figure).startswith(b"\x89PNG")
+    curve = {"recipe": name, "policy": name, "points": [[1.0, 0.5], [30.0, 0.4]]}
+    drawn = pictures.svg(pictures.curves([curve], "flops", "accuracy"))
+    assert name in drawn
+    assert "mathdefault" not in drawn
 
 
 def test_runs_say_where_rows_of_each_part_left(report: tuple[dict, Path]) -> None:
