@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from exitkit.data import aside
 from exitkit.data.catalogue import Source, catalogue
 from exitkit.data.columns import USUAL, Columns, LabelUse
+from exitkit.data.fingerprints import Hashes, hashed
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
 from exitkit.tagging import sentences
@@ -199,6 +201,49 @@ def texts(rows: Rows) -> list[tuple[str, ...]]:
         return [tuple(map(_plain, words)) for words in rows.data["words"][:]]
     names = ["text", "text_pair"] if rows.pair else ["text"]
     return list(zip(*(map(_plain, rows.data[name][:]) for name in names), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Texts that rows must not have."""
+
+    hashes: Hashes
+    why: str  # after a number of rows: "are among the training rows"
+
+
+def free(rows: Rows, taken: Sequence[Taken], what: str, instead: str) -> npt.NDArray[np.int64]:
+    """Positions of the rows whose text is not taken; how many are is told.
+
+    Args:
+        rows: to look through.
+        taken: what they must not be.
+        what: they are for ("to score").
+        instead: what to do where too few are left, a sentence.
+
+    Raises UsageError: these are the lesser part of the rows.
+    """
+    own = hashed(texts(rows))
+    ours = [np.isin(own, one.hashes) for one in taken]
+    out = np.logical_or.reduce(ours) if ours else np.zeros(len(rows), dtype=bool)
+    counts = [
+        f"{mask.sum()} of the {len(rows)} rows {what} {one.why}"
+        for mask, one in zip(ours, taken, strict=True)
+        if mask.any()
+    ]
+    if 2 * out.sum() > len(rows):
+        raise UsageError(
+            f"{' and '.join(counts)}, so scores would flatter (split '{rows.origin.split}' of {rows.origin.source}). "
+            f"{instead}"
+        )
+    if out.any():
+        log.warning("%s and are left out", " and ".join(counts))
+    return np.flatnonzero(~out)
+
+
+def without(rows: Rows, taken: Sequence[Taken], what: str, instead: str) -> Rows:
+    """The rows whose text is not taken, see `free`."""
+    left = free(rows, taken, what, instead)
+    return rows if len(left) == len(rows) else rows.select(left.tolist())
 
 
 def _plain(text: str) -> str:

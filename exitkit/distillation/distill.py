@@ -25,7 +25,7 @@ from exitkit.distillation.work import SEARCH, Work, checked
 from exitkit.errors import UsageError
 from exitkit.measure import told_of_words
 from exitkit.tasks import needs_labels
-from exitkit.training.outcome import card_of, publish, report_of, score_exits, speed
+from exitkit.training.outcome import card_of, learned_from, publish, report_of, score_exits, speed
 from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
 from exitkit.training.phases import Spent, run_phases
 
@@ -128,8 +128,15 @@ def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = Ma
     recipe = {"name": work.plan.name, **options, "teachers": list(settings.teacher)}
     card = card_of(settings, student.model, data, recipe, job.max_length, work.metric)
     assert settings.output is not None
-    publish(partial, folder, settings.output, student.model, student.tokenizer, card, report)
+    learned = learned_from([data.train, job.unlabelled], _begun(work))
+    publish(partial, folder, settings.output, student.model, student.tokenizer, card, report, learned)
     return report
+
+
+def _begun(work: Work) -> dict[str, bool]:
+    """The models that a student has something from, and whether they can answer: teachers do."""
+    given = [work.settings.student, None if work.inner is None else work.inner.source]
+    return {**{name: False for name in given if name is not None}, **dict.fromkeys(work.settings.teacher, True)}
 
 
 def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Lessons]:
