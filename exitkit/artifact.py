@@ -51,7 +51,7 @@ MARK = "<!-- written by exitkit: remove this line to keep your own changes -->"
 """Stands in a model card that is exitkit's; one without it is somebody's own."""
 KNOWN = re.compile(
     r"config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|exits\.safetensors"
-    r"|exitkit\.yaml|policy\.yaml(\.partial)?|metrics\.json|search-[\w-]+\.jsonl|modeling_\w+\.py|configuration_\w+\.py"
+    r"|training-texts\.safetensors|exitkit\.yaml|policy\.yaml(\.partial)?|metrics\.json|search-[\w-]+\.jsonl|modeling_\w+\.py|configuration_\w+\.py"
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt"
     r"|layer_map\.png|spiece\.model|sentencepiece(\.bpe)?\.model|tokenizer\.model|spm\.model|chat_template\.jinja"
 )

@@ -40,6 +40,11 @@ class Times:
         """[batches] median over the rounds."""
         return np.median(self.seconds[name], axis=0)
 
+    def joined(self, more: Times) -> Times:
+        """These and further rounds of the same contenders over the same batches."""
+        both = {name: np.concatenate([seconds, more.seconds[name]]) for name, seconds in self.seconds.items()}
+        return Times(both, self.turn)
+
     def speedup(self, name: str, reference: str) -> float:
         """How many times faster a contender is than another: a ratio of sums over all batches."""
         return float(self.per_batch(reference).sum() / self.per_batch(name).sum())
@@ -73,13 +78,14 @@ def interleaved(
     device: torch.device,
     advance: Advance = lambda steps=1, note="": None,
     turn: int = 1,
+    seed: int = 0,
 ) -> Times:
     """Time every runner on every batch, `rounds` times, taking turns of `turn` batches.
 
     The order of the runners is drawn anew for every turn, so that none of them always comes first, or always after the
     same other: how fast a batch is answered depends also on what the one before has left in the caches.
     """
-    names, random = list(runners), np.random.default_rng(0)
+    names, random = list(runners), np.random.default_rng(seed)
     seconds = {name: np.zeros((rounds, len(batches))) for name in names}
     for name in names:
         for batch in batches[:WARM_UPS]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,36 @@ import torch
 from exitkit import clock, layout, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.benchmarking.breakdown import Judged, breakdown
-from exitkit.benchmarking.contenders import PACKED, Contender, contenders, fixed_exits, warn_of_drift
+from exitkit.benchmarking.contenders import (
+    PACKED,
+    Contender,
+    Wish,
+    choosing_texts,
+    contenders,
+    fixed_exits,
+    rows_to_choose,
+    warn_of_drift,
+    wished,
+)
 from exitkit.calibration.calibrate import chosen_metric, columns_of
-from exitkit.cascades.folder import open_artifact
+from exitkit.cascades.folder import learned_texts, open_artifact
 from exitkit.clock import Times
 from exitkit.config import BenchmarkConfig
 from exitkit.cost import prices, speedups
 from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
+from exitkit.data.fingerprints import joined
+from exitkit.data.remembered import remembered
 from exitkit.data.sources import Origin, Rows, read, splits
-from exitkit.data.splits import scoring_split
+from exitkit.data.splits import Taken, free, scoring_split
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, full_model, gated_answers, run_all, score, told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
 from exitkit.settings import Schedule
 from exitkit.stream import Batch, own
+
+log = logging.getLogger("exitkit")
 
 PLAIN = "plain transformers, padded"
 MOST_TIMED = 1000  # batches
@@ -45,7 +60,17 @@ class Entry:
     contenders: Sequence[Contender]
     plans: Mapping[str, Schedule]  # contenders and fixed exits
     results: Mapping[str, Mapping[str, Any]]  # the part of a run's JSON that needs no clock
-    words: Mapping[str, Any]  # in tagging, of the rows
+    about: Mapping[str, Any]  # the part of a run's JSON that is of the rows
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an artifact is asked: its rows, and which settings answer them."""
+
+    model: Artifact
+    rows: Rows
+    wanted: Sequence[Contender | Wish]
+    to_choose: Rows | None  # rows that find the settings that are missing
 
 
 def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -61,8 +86,8 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
         The command's JSON: `runs`, `baselines`, `environment`.
 
     Raises:
-        UsageError: rows that chose a setting are to be scored, artifacts do not answer the same question, or an option
-            is wrong.
+        UsageError: most of the rows to score were trained on or chose a setting, artifacts do not answer the same
+            question, or an option is wrong.
     """
     if settings is None:
         given = {"artifacts": [Path(folder) for folder in artifacts]} if artifacts else {}
@@ -72,7 +97,12 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
     device = runtime.device(settings)
     dtype = runtime.inference_dtype(settings)
     models = [open_artifact(folder, registry, device, dtype) for folder in settings.artifacts]
-    entries = [_entry(model, registry, settings, rows) for model, rows in _same_question(models, settings)]
+    asked = []
+    for model, rows in _same_question(models, settings):
+        wanted = wished(model, registry, settings)
+        asked.append(Question(model, rows, wanted, rows_to_choose(model, settings, wanted)))
+    asked, checked = _unseen(asked, settings.max_rows)
+    entries = [_entry(one, registry, settings, checked) for one in asked]
     report: dict[str, Any] = {"runs": [], "baselines": [], "environment": runtime.describe(device, dtype)}
     for batch_size in settings.batch_size:
         times, timed = _time(entries, batch_size, settings.rounds, device)
@@ -85,20 +115,16 @@ def benchmark(*artifacts: str | Path, settings: BenchmarkConfig | None = None, *
 
 def scored_rows(model: Artifact, settings: BenchmarkConfig) -> Rows:
     """The rows to score: those given, else the test (or validation) split of the training data."""
-    columns = columns_of(settings)
-    source = settings.data
+    trained, source = Origin.from_dict(model.card.data), settings.data
     if source is None:
-        source = model.card.data["source"]
-        columns = Origin.from_dict(model.card.data).columns
+        source, columns = trained.source, trained.columns
+    else:
+        columns = remembered(source, columns_of(settings), trained.columns)
     split = settings.split
     if split is None and (settings.data is None or len(splits(source)) > 1):
         split = scoring_split(source, columns)
     columns = Columns(columns.text, columns.text_pair, columns.label, settings.group_column or _grade(source, columns))
-    rows = read(source, split, columns, model.task, use_labels="optional")
-    if settings.max_rows is not None and settings.max_rows < len(rows):
-        chosen = np.random.default_rng(0).choice(len(rows), settings.max_rows, replace=False)
-        rows = rows.select(np.sort(chosen).tolist())
-    return rows
+    return read(source, split, columns, model.task, use_labels="optional")
 
 
 def _grade(source: Any, columns: Columns) -> str | None:
@@ -124,14 +150,46 @@ def _same_question(models: Sequence[Artifact], settings: BenchmarkConfig) -> lis
     return found
 
 
+def _unseen(asked: Sequence[Question], most: int | None) -> tuple[list[Question], bool]:
+    """Leave out rows that a model was trained on, or that chose a setting; the same rows are left for all artifacts.
+
+    Returns:
+        The questions with at most so many rows, and whether all is known of what the models were trained on.
+
+    Raises UsageError: most of the rows are left out.
+    """
+    learned = joined(learned_texts(one.model.folder) for one in asked)
+    if not learned.complete:
+        log.info("not checked against training rows: not every model tells the texts that it was trained on")
+    chosen = np.concatenate([choosing_texts(one.model, one.wanted, one.to_choose) for one in asked])
+    taken = [
+        Taken(learned.hashes, "are among the training rows"),
+        Taken(chosen, "are among those that chose the settings"),
+    ]
+    instead = (
+        "Score other rows with --data/--split, or where these only chose settings, calibrate on others with "
+        "--calibration-data/--calibration-split."
+    )
+    left = free(asked[0].rows, taken, "to score", instead)
+    if most is not None and most < len(left):
+        left = left[np.sort(np.random.default_rng(0).choice(len(left), most, replace=False))]
+    if len(left) == len(asked[0].rows):
+        return list(asked), learned.complete
+    return [replace(one, rows=one.rows.select(left.tolist())) for one in asked], learned.complete
+
+
 def _question(model: Artifact) -> str:
     labels = f" of {', '.join(model.task.labels)}" if model.task.labels else ""
     return f"{model.task.kind}{labels}"
 
 
-def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows: Rows) -> Entry:
+def _entry(asked: Question, registry: Registry, settings: BenchmarkConfig, checked: bool) -> Entry:
+    """Score everything that takes part. `checked`: no row can have been trained on."""
+    model, rows = asked.model, asked.rows
     metric = chosen_metric(settings.metric, model, rows)
-    taking_part = contenders(model, registry, settings, rows)
+    to_choose = asked.to_choose
+    choosing = metric if to_choose is None else chosen_metric(settings.metric, model, to_choose)
+    taking_part = contenders(model, registry, settings, choosing, asked.wanted, to_choose)
     fixed = fixed_exits(model, registry)
     price, exits = prices(model.model), model.model.shape.exits
     sample = Sample.of(rows, model)
@@ -155,7 +213,15 @@ def _entry(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows:
         for contender in taking_part:
             if contender.key == key:
                 warn_of_drift(contender, trace, exits)
-    return Entry(model, rows, taking_part, plans, results, told_of_words(sample))
+    about = {
+        "artifact": str(model.folder),
+        "source": rows.origin.source,
+        "split": rows.origin.split,
+        "rows": len(rows),
+        "checked_against_training": checked,
+        **told_of_words(sample),
+    }
+    return Entry(model, rows, taking_part, plans, results, about)
 
 
 def _time(entries: Sequence[Entry], batch_size: int, rounds: int, device: torch.device) -> tuple[Times, dict[str, Any]]:
@@ -203,12 +269,7 @@ def _report(
     entry: Entry, number: int, times: Times, timed: Mapping[str, Any], batch_size: int, first: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Runs and baselines of one artifact at one batch size; breakdowns stand in those of the first size only."""
-    about = {
-        "artifact": str(entry.model.folder),
-        "split": entry.rows.origin.split,
-        "rows": len(entry.rows),
-        **entry.words,
-    }
+    about = entry.about
     by_key = {contender.key: contender for contender in entry.contenders}
     parts: dict[str, list[dict[str, Any]]] = {"runs": [], "baselines": []}
     for key, result in entry.results.items():

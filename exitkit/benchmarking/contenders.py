@@ -1,4 +1,4 @@
-"""Which settings take part in a benchmark, and that none of them was chosen on the rows that are scored."""
+"""Which settings take part in a benchmark, and which rows chose them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 from exitkit.artifact import Artifact
 from exitkit.calibration.calibrate import (
     calibration_rows,
-    chosen_metric,
     columns_of,
     confirm,
     held_settings,
 )
+from exitkit.calibration.reached import reaches, told
 from exitkit.calibration.study import Study
 from exitkit.config import BenchmarkConfig, Choice
+from exitkit.data.fingerprints import NOTHING, Hashes, hashed
 from exitkit.data.sources import Origin, Rows, reread
 from exitkit.data.splits import texts
-from exitkit.errors import ExitkitError, UsageError
+from exitkit.errors import ExitkitError
 from exitkit.measure import full_model
 from exitkit.plugins import Registry
 from exitkit.prediction.predictor import limits_of, point_for
@@ -32,7 +33,6 @@ log = logging.getLogger("exitkit")
 
 PACKED = "packed full depth"  # what every speed-up is against
 DRIFT = 0.1
-SAME_ROWS = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,28 @@ class Contender:
     target: float | None
     currency: str | None
     calibrated_histogram: Sequence[int] | None = None
+    chosen_on: Mapping[str, Any] | None = None  # the stored origin of the rows that chose it, with their hash
 
 
-def contenders(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows: Rows) -> list[Contender]:
-    """Every policy at every target, calibrated where it must be."""
+@dataclass(frozen=True)
+class Wish:
+    """A contender whose setting is to be found before it can take part."""
+
+    key: str
+    name: str  # of the policy
+    target: float
+    currency: str
+    entry: Mapping[str, Any]  # of policy.yaml, or empty
+
+
+def wished(model: Artifact, registry: Registry, settings: BenchmarkConfig) -> list[Contender | Wish]:
+    """Every policy at every target: as given, as stored, or to be calibrated yet."""
     choice = settings.policy or Choice()
     stored = model.policies.get("policies", {})
     names = choice.name or [model.policies.get("default", model.default_policy)]
     given = held_settings(choice, names, registry)
     shape = model.model.shape
-    studies: dict[str, Study] = {}
-    found: list[Contender] = []
+    found: list[Contender | Wish] = []
     for name in names:
         policy = registry.policy(name)
         check(name, policy, shape)
@@ -64,35 +75,29 @@ def contenders(model: Artifact, registry: Registry, settings: BenchmarkConfig, r
             continue
         entry = stored.get(name)
         if settings.speedups is None and entry is not None:
-            _must_be_other_rows(model, entry["calibration"], rows)
-            chosen = entry["chosen"]
-            plan = schedule(name, policy, chosen["settings"], shape, limits_of(entry, model))
-            found.append(
-                Contender(
-                    f"{name} as calibrated",
-                    plan,
-                    chosen["target_speedup"],
-                    entry["currency"],
-                    chosen["exit_histogram"],
-                )
-            )
+            found.append(_as_stored(model, registry, name, entry, f"{name} as calibrated"))
             continue
         for target in settings.speedups or [1.0, 2.0, 3.0]:
-            found.append(_at_target(model, registry, settings, rows, name, entry, target, studies))
+            found.append(_at_target(model, registry, settings, name, entry, target))
     return found
+
+
+def _as_stored(model: Artifact, registry: Registry, name: str, entry: Mapping[str, Any], key: str) -> Contender:
+    chosen = entry["chosen"]
+    plan = schedule(name, registry.policy(name), chosen["settings"], model.model.shape, limits_of(entry, model))
+    target, histogram = chosen["target_speedup"], chosen["exit_histogram"]
+    return Contender(key, plan, target, entry["currency"], histogram, entry["calibration"])
 
 
 def _at_target(
     model: Artifact,
     registry: Registry,
     settings: BenchmarkConfig,
-    rows: Rows,
     name: str,
     entry: Mapping[str, Any] | None,
     target: float,
-    studies: dict[str, Study],
-) -> Contender:
-    """A policy at a target: off for 1x, from policy.yaml where that fits, else calibrated now."""
+) -> Contender | Wish:
+    """A policy at a target: off for 1x, from policy.yaml where that fits, else to be calibrated."""
     shape, policy = model.model.shape, registry.policy(name)
     currency = settings.currency or (entry["currency"] if entry else "time")
     key = f"{name} {target:g}x"
@@ -104,65 +109,69 @@ def _at_target(
         assert entry is not None
         fits = entry["batch_size"] == settings.batch_size[0]
     if entry is not None and fits:
-        chosen = entry["chosen"]
+        if entry["chosen"]["target_speedup"] == target:
+            return _as_stored(model, registry, name, entry, key)
         point = point_for(entry, target)
-        if chosen["target_speedup"] == target:
-            _must_be_other_rows(model, entry["calibration"], rows)
-            plan = schedule(name, policy, chosen["settings"], shape, limits_of(entry, model))
-            return Contender(key, plan, target, currency, chosen["exit_histogram"])
         if point is not None:
-            _must_be_other_rows(model, entry["calibration"], rows)
             plan = schedule(name, policy, point.settings, shape, limits_of(entry, model))
-            return Contender(key, plan, target, currency)
-    study = studies.get("study")
-    if study is None:
-        study = studies["study"] = _study(model, registry, settings, rows)
-    study.limits = limits_of(entry or {}, model)
-    candidates = study.candidates(name, {}, currency)
-    live, _ = confirm(study, name, {}, candidates, currency, target)
-    if live.speedup[currency] < 0.97 * target:
-        log.warning(
-            "policy '%s' does not reach %gx in %s; its fastest, %.2fx, is shown",
-            name,
-            target,
-            currency,
-            live.speedup[currency],
-        )
-    plan = study.plan(name, live.candidate.settings)
-    return Contender(key, plan, target, currency, live.trace.histogram(shape.exits))
+            return Contender(key, plan, target, currency, chosen_on=entry["calibration"])
+    return Wish(key, name, target, currency, entry or {})
 
 
-def _study(model: Artifact, registry: Registry, settings: BenchmarkConfig, rows: Rows) -> Study:
+def rows_to_choose(model: Artifact, settings: BenchmarkConfig, wanted: Sequence[Contender | Wish]) -> Rows | None:
+    """The rows to calibrate on; None where every setting is known."""
+    if not any(isinstance(one, Wish) for one in wanted):
+        return None
     data = settings.calibration_data
     if data is None and settings.calibration_split is not None:
         data = settings.data
-    chosen = calibration_rows(model, data, settings.calibration_split, columns_of(settings))
-    _refuse_same(chosen, rows)
-    metric = chosen_metric(settings.metric, model, chosen)
-    return Study(model, registry, chosen, metric, settings.batch_size[0])
+    return calibration_rows(model, data, settings.calibration_split, columns_of(settings))
 
 
-def _must_be_other_rows(model: Artifact, calibration: Mapping[str, Any], rows: Rows) -> None:
-    """Refuse to score rows that chose the stored settings."""
-    try:
-        chosen = reread(Origin.from_dict(calibration), model.task, calibration["hash"])
-    except ExitkitError:
-        log.warning("the calibration rows are not there any more: whether they are scored here is unknown")
-        return
-    _refuse_same(chosen, rows)
+def choosing_texts(model: Artifact, wanted: Sequence[Contender | Wish], to_choose: Rows | None) -> Hashes:
+    """Hashes of the texts of all rows that have chosen a setting, or will."""
+    found = [] if to_choose is None else [hashed(texts(to_choose))]
+    stored = {one.chosen_on["hash"]: one.chosen_on for one in wanted if isinstance(one, Contender) and one.chosen_on}
+    for calibration in stored.values():
+        try:
+            rows = reread(Origin.from_dict(calibration), model.task, calibration["hash"])
+        except ExitkitError:
+            log.warning("the calibration rows are not there any more: whether they are scored here is unknown")
+            continue
+        found.append(hashed(texts(rows)))
+    return np.concatenate([NOTHING.hashes, *found])
 
 
-def _refuse_same(chosen: Rows, rows: Rows) -> None:
-    calibrated, scored = set(texts(chosen)), set(texts(rows))
-    both = len(calibrated & scored)
-    if 0 < both <= SAME_ROWS * min(len(calibrated), len(scored)):
-        log.warning("%d of the %d texts to score are among the calibration rows too", both, len(scored))
-    elif both:
-        raise UsageError(
-            f"the rows to score (split '{rows.origin.split}' of {rows.origin.source}) are among those that chose the "
-            "settings, so their score would flatter. Score other rows with --data/--split, or calibrate on others "
-            "with --calibration-data/--calibration-split."
+def contenders(
+    model: Artifact,
+    registry: Registry,
+    settings: BenchmarkConfig,
+    metric: str,
+    wanted: Sequence[Contender | Wish],
+    to_choose: Rows | None,
+) -> list[Contender]:
+    """Those wished for, with settings found on `to_choose` where there are none yet."""
+    if to_choose is None:
+        return [one for one in wanted if isinstance(one, Contender)]
+    study = Study(model, registry, to_choose, metric, settings.batch_size[0])
+    return [one if isinstance(one, Contender) else _calibrated(study, one) for one in wanted]
+
+
+def _calibrated(study: Study, wish: Wish) -> Contender:
+    study.limits = limits_of(wish.entry, study.model)
+    candidates = study.candidates(wish.name, {}, wish.currency)
+    live, _ = confirm(study, wish.name, {}, candidates, wish.currency, wish.target)
+    if not reaches(live, wish.currency, wish.target):
+        log.warning(
+            "policy '%s' does not reach %gx in %s for certain; its setting nearest to that, %s, is shown",
+            wish.name,
+            wish.target,
+            wish.currency,
+            told(live, wish.currency),
         )
+    plan = study.plan(wish.name, live.candidate.settings)
+    histogram = live.trace.histogram(study.model.model.shape.exits)
+    return Contender(wish.key, plan, wish.target, wish.currency, histogram)
 
 
 def warn_of_drift(contender: Contender, trace: Trace, exits: int) -> None:

@@ -16,12 +16,15 @@ import torch
 from exitkit import artifact, config, model_card, outputs, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.calibration import per_exit, search, temperature
+from exitkit.calibration.reached import REACHED, reaches, timed_anew, told
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study, runs_file
-from exitkit.cascades.folder import open_artifact
+from exitkit.cascades.folder import learned_texts, open_artifact
 from exitkit.config import CalibrateConfig, Choice
 from exitkit.data.columns import Columns
+from exitkit.data.remembered import remembered
 from exitkit.data.sources import Origin, Rows, read, reread
+from exitkit.data.splits import Taken, without
 from exitkit.errors import UsageError, one_of
 from exitkit.limits import Limits
 from exitkit.measure import told_of_words
@@ -32,8 +35,11 @@ from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")
 
-REACHED = 0.97
 MOST_LIVE_RUNS = 3
+GLANCE = 2
+"""Rounds that a setting is timed in while one is looked for; the one chosen is timed anew."""
+FIXED_DEPTH = 0.99
+"""From this share of the units on, leaving at one exit, a setting is a fixed depth."""
 FEW_ROWS = 200
 STORING = 60.0
 """Seconds to wait while another calibration stores what it has found."""
@@ -49,8 +55,9 @@ def calibrate(
         settings: the configuration, or its fields by name: `calibrate("runs/sst2", target_speedup=3)`.
 
     Returns:
-        The command's JSON. `feasible` is False when the live run stayed below 0.97 × the target (or no setting keeps
-        within `max_drop`); policy.yaml then is left as it was, and `advice` says what would help.
+        The command's JSON. `feasible` is False when the live run stayed below 0.97 × the target, in time with part of
+        its interval (then `undecided` says whether the rest is above), or when no setting keeps within `max_drop`;
+        policy.yaml then is left as it was, and `advice` says what would help.
     """
     if settings is None:
         settings = parsing.parse(CalibrateConfig, {**fields, **({"artifact": Path(folder)} if folder else {})})
@@ -102,7 +109,18 @@ def _calibrate(settings: CalibrateConfig, folder: Path) -> dict[str, Any]:
 
 
 def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
-    """The rows to choose settings on: those given, else those that `train` set aside for it."""
+    """The rows to choose settings on: those given, else those that `train` set aside for it.
+
+    Rows that the model was trained on are left out: on them it is surer, and more often right, than on others.
+
+    Raises UsageError: these are most of them.
+    """
+    rows = _rows_to_choose(model, data, split, columns)
+    taken = Taken(learned_texts(model.folder).hashes, "are among the training rows")
+    return without(rows, [taken], "to calibrate on", "Give other rows with --data and --split.")
+
+
+def _rows_to_choose(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
     if data is None and split is None:
         if not model.card.calibration:
             raise UsageError(
@@ -111,10 +129,10 @@ def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Col
                 "of them on the same data with the same --seed."
             )
         return reread(Origin.from_dict(model.card.calibration), model.task, model.card.calibration["hash"])
-    source = data if data is not None else model.card.data["source"]
+    trained = Origin.from_dict(model.card.data)
     if data is None:
-        columns = Origin.from_dict(model.card.data).columns
-    return read(source, split, columns, model.task, use_labels="optional")
+        return read(trained.source, split, trained.columns, model.task, use_labels="optional")
+    return read(data, split, remembered(data, columns, trained.columns), model.task, use_labels="optional")
 
 
 def chosen_metric(asked: str | None, model: Artifact, rows: Rows) -> str:
@@ -165,7 +183,7 @@ def confirm(
     """Pick a setting for a target and run it; in time, correct the prediction by what the clock said and pick again.
 
     Returns:
-        The best confirmed setting, and the candidates with corrected times.
+        The best setting, which in time is timed anew once it is chosen, and the candidates with corrected times.
     """
     tried: list[Live] = []
     pace = 1.0  # what the clock says ÷ what was predicted
@@ -175,7 +193,7 @@ def confirm(
         if tried and torch.equal(again.taken, tried[-1].candidate.taken):
             break
         chosen = study.settled(again, name)
-        live = study.live(name, chosen)
+        live = study.live(name, chosen, GLANCE) if currency == "time" else study.live(name, chosen)
         tried.append(live)
         reached = live.speedup[currency] / target
         if REACHED <= reached <= 2 - REACHED or currency != "time":
@@ -186,6 +204,8 @@ def confirm(
         best = min(reaching, key=lambda live: live.speedup[currency])
     else:
         best = max(tried, key=lambda live: live.speedup[currency])
+    if currency == "time":
+        best = timed_anew(study, name, best, target)
     return best, _paced(found, pace)
 
 
@@ -197,7 +217,7 @@ def _paced(found: Sequence[Candidate], pace: float) -> list[Candidate]:
 def _confirm(
     study: Study, name: str, held: Mapping[str, Any], found: list[Candidate], settings: CalibrateConfig
 ) -> tuple[dict[str, Any], Live, list[Candidate]]:
-    currency, target = settings.currency, settings.target_speedup
+    currency, target, undecided = settings.currency, settings.target_speedup, False
     if target is None:
         assert settings.max_drop is not None
         within = search.fastest_within(found, currency, study.score_to_lose(name), settings.max_drop)
@@ -207,7 +227,8 @@ def _confirm(
         found = _paced(found, live.speedup["time"] / chosen.speedup["time"])
     else:
         live, found = confirm(study, name, held, found, currency, target)
-        feasible = live.speedup[currency] >= REACHED * target
+        verdict = reaches(live, currency, target)
+        feasible, undecided = bool(verdict), verdict is None
     improved = search.better(found, replace(live.candidate, speedup=live.speedup), currency)
     result: dict[str, Any] = {
         "artifact": str(study.model.folder),
@@ -222,14 +243,26 @@ def _confirm(
         "measured_speedup_ci": {"time": list(live.time_ci)},
         **live.scored.as_dict(),
         "feasible": feasible,
+        "undecided": undecided,
         "better": _point(improved) if improved else None,
         "exit_histogram": live.trace.histogram(study.model.model.shape.exits),
         "split": study.rows.origin.split,
         "rows": len(study.rows),
+        "checked_against_training": learned_texts(study.model.folder).complete,
         **told_of_words(study.sample),
     }
-    if not feasible:
+    if undecided:
+        result["advice"] = _advice_of_clock(live, settings)
+    elif not feasible:
         result["advice"] = _advice(name, found, settings, len(study.model.model.models) > 1)
+    _warn_of_fixed_depth(name, result["exit_histogram"])
+    if feasible and target is None and live.speedup[currency] <= 1:
+        log.warning(
+            "nothing is saved: within this drop no setting of '%s' is faster than the full model (%.2fx in %s)",
+            name,
+            live.speedup[currency],
+            currency,
+        )
     if feasible and live.time_ci[1] < 1:
         log.warning(
             "this setting takes longer than the full model here: %.2fx in time (95 %%: %.2f to %.2f). It saves work "
@@ -282,6 +315,28 @@ def _advice(name: str, found: Sequence[Candidate], settings: CalibrateConfig, ca
         return reach + "Ask for less, count in flops or layers, or time a larger --batch-size."
     more = "put a smaller model first" if cascade else "train with exits at earlier layers"
     return f"{reach}Ask for less, try another policy, or {more}."
+
+
+def _advice_of_clock(live: Live, settings: CalibrateConfig) -> str:
+    assert settings.target_speedup is not None
+    return (
+        f"the clock cannot tell whether {settings.target_speedup:g}x is reached: it says {told(live, 'time')}, and "
+        f"{REACHED * settings.target_speedup:.2f}x would have to lie below that. Let nothing else run here, time on "
+        "more rows (--data), ask for a little less, or count in flops or layers."
+    )
+
+
+def _warn_of_fixed_depth(name: str, histogram: Sequence[int]) -> None:
+    """Say so when all units leave at one exit before the last: that takes no policy."""
+    most = max(histogram)
+    exit = histogram.index(most) + 1
+    if name != "fixed" and exit < len(histogram) and most >= FIXED_DEPTH * sum(histogram):
+        log.warning(
+            "this setting is a fixed depth: %d of %d units leave at exit %d, as with --policy fixed, whatever they are",
+            most,
+            sum(histogram),
+            exit,
+        )
 
 
 def _entry(

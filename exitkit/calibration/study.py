@@ -207,11 +207,11 @@ class Study:
         moved = search.settle(chosen, name, policy, self.model.model.shape, self.evaluator(name))
         return replace(chosen, settings=moved.settings)
 
-    def live(self, name: str, candidate: Candidate) -> Live:
+    def live(self, name: str, candidate: Candidate, rounds: int = ROUNDS) -> Live:
         """Run a setting for real over all rows, and time it beside the full model over some of them."""
         plan = self.plan(name, candidate.settings)
         trace = run_all(self.model, self.batches, plan, f"confirming {name}")
-        times = self._time(plan)
+        times = self.timed(name, candidate.settings, rounds)
         answers = self.sample.answers(trace.logits)
         scored = score(self.task, self.metric, self.truth, answers, self.full, self.gated(name))
         return Live(
@@ -237,7 +237,9 @@ class Study:
         """Settings as a schedule for this model."""
         return schedule(name, self.registry.policy(name), settings, self.model.model.shape, self.limits)
 
-    def _time(self, plan: Schedule) -> Times:
+    def timed(self, name: str, settings: Mapping[str, Any], rounds: int = ROUNDS, before: Times | None = None) -> Times:
+        """Time a setting, under its policy's name, beside the full model ("full"); `before` are rounds to add to."""
+        plan = self.plan(name, settings)
         most = max(size for size in TIMED_BATCHES if size <= self.batch_size)
         chosen = np.unique(
             np.linspace(0, len(self.batches) - 1, min(len(self.batches), TIMED_BATCHES[most])).astype(int)
@@ -247,9 +249,11 @@ class Study:
             plan.name: lambda batch: self.model.model.run(batch, plan),
             "full": lambda batch: self.model.model.run(batch, self._plan_full),
         }
-        with bar(f"timing {plan.name}", ROUNDS * len(batches)) as advance:
+        with bar(f"timing {plan.name}", rounds * len(batches)) as advance:
             turn = clock.turn_of(self.batch_size, len(batches))
-            return clock.interleaved(runners, batches, ROUNDS, self.model.model.device, advance, turn)
+            seed = 0 if before is None else len(before.seconds["full"])  # another order of turns in every round
+            found = clock.interleaved(runners, batches, rounds, self.model.model.device, advance, turn, seed)
+        return found if before is None else before.joined(found)
 
     def _run(self, plan: Schedule, timed: bool = False) -> Candidate:
         plan = replace(plan, limits=self.limits)

@@ -25,6 +25,7 @@ from exitkit.artifact import Artifact, Card, ModelArtifact
 from exitkit.cascades.model import Cascade
 from exitkit.config import CascadeConfig
 from exitkit.cost import prices
+from exitkit.data import fingerprints
 from exitkit.data.batches import Reader
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.model import ExitModel
@@ -114,6 +115,12 @@ def models_of(folder: Path) -> list[Path]:
     if len(names) < 2:
         raise UsageError(f"{file} names {len(names)} of the two or more models that a cascade needs. Add a larger one.")
     return [folder / name for name in names]  # an absolute name stands for itself
+
+
+def learned_texts(folder: Path) -> fingerprints.Fingerprints:
+    """Of the texts that a model, or all models of a cascade, have learned from. Raises as `fingerprints.read`."""
+    places = models_of(folder) if is_cascade(folder) else [folder]
+    return fingerprints.joined(map(fingerprints.read, places))
 
 
 def write(folder: Path, models: Sequence[str | Path]) -> None:

@@ -77,7 +77,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     if not result["feasible"]:
-        console.print(f"[bold red]not reached:[/] {result['advice']} policy.yaml is unchanged.", highlight=False)
+        verdict = "not certain" if result["undecided"] else "not reached"
+        console.print(f"[bold red]{verdict}:[/] {result['advice']} policy.yaml is unchanged.", highlight=False)
 
 
 def _told(settings: dict[str, Any]) -> str:

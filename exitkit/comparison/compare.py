@@ -20,8 +20,10 @@ from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Study
 from exitkit.config import CompareConfig
 from exitkit.cost import ReplayCost, prices
+from exitkit.data import fingerprints
+from exitkit.data.fingerprints import Fingerprints, hashed
 from exitkit.data.sources import Rows, read, splits
-from exitkit.data.splits import scoring_split, texts, training_and_calibration
+from exitkit.data.splits import Taken, scoring_split, texts, training_and_calibration, without
 from exitkit.errors import UsageError
 from exitkit.measure import Sample, reference_of
 from exitkit.outputs import write_text
@@ -37,6 +39,7 @@ log = logging.getLogger("exitkit")
 FIXED = "fixed"
 RUN = "run.json"
 FREE = {"output", "device", "threads", "keep_models"}
+OTHERS = "Name other rows with {}, or give data with more splits."
 
 Fold = Mapping[str, Any]
 """What was found on some scored rows: `rows`, `exits` and `policies`."""
@@ -92,7 +95,7 @@ def _compare(settings: CompareConfig, folder: Path, registry: Registry) -> dict[
         found.append(result)
         if not settings.keep_models:
             shutil.rmtree(model)
-    return summary(found, settings)
+    return {**summary(found, settings), "checked_against_training": trained_on.complete}
 
 
 def _jobs(settings: CompareConfig) -> Iterator[tuple[str, int]]:
@@ -160,26 +163,29 @@ def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> No
     )
 
 
-def _trained_on(settings: CompareConfig, registry: Registry) -> frozenset[Any]:
-    """The texts that some seed trains on, once it is clear that there are others to choose settings on and to score.
+def _trained_on(settings: CompareConfig, registry: Registry) -> Fingerprints:
+    """The texts that `--model` has learned from or that some seed trains on, once it is clear that there are others to
+    choose settings on and to score.
 
     Raises UsageError: rows cannot be read, most of those to score or to choose on would have to be left out, or no
     policy can be compared on them.
     """
-    columns, found = columns_of(settings), set()
+    columns, model = columns_of(settings), str(settings.model)
+    found = [fingerprints.of_source(model, artifact.is_artifact(Path(model)))]
     for seed in sorted({seed for _, seed in _jobs(settings)}):
         data = training_and_calibration(settings.data, columns, seed, settings.max_train_samples, settings.task)
-        found |= set(texts(data.train))
+        found.append(fingerprints.of_texts(texts(data.train)))
     if all(rewrites(registry.policy(name), data.task.kind) for name in settings.policies):
         raise UsageError(
             f"--policies {','.join(settings.policies)}: in tagging words leave one by one and change what later layers "
             "read, so that curves cannot be replayed. Compare --policies sentence; the others with 'exitkit benchmark'."
         )
-    rows = _scored_rows(settings, data.task, frozenset(found))
+    trained_on = fingerprints.joined(found)
+    rows = _scored_rows(settings, data.task, trained_on)
     if not settings.halves:
         split = settings.calibration_split
         _rows_to_choose(data.calibration if split is None else read(settings.data, split, columns, data.task), rows)
-    return frozenset(found)
+    return trained_on
 
 
 def _done(folder: Path) -> Iterator[str]:
@@ -193,7 +199,7 @@ def _scored(
     seed: int,
     settings: CompareConfig,
     registry: Registry,
-    trained_on: frozenset[Any],
+    trained_on: Fingerprints,
 ) -> dict[str, Any]:
     """What every policy reaches on rows that chose nothing."""
     model = artifact.read(folder, registry, runtime.device(settings), runtime.inference_dtype(settings))
@@ -213,7 +219,7 @@ def _scored(
     }
 
 
-def _folds(model: Artifact, settings: CompareConfig, trained_on: frozenset[Any]) -> list[tuple[Rows, Rows]]:
+def _folds(model: Artifact, settings: CompareConfig, trained_on: Fingerprints) -> list[tuple[Rows, Rows]]:
     """Rows that choose settings, and the rows that these are scored on."""
     rows = _scored_rows(settings, model.task, trained_on)
     if settings.halves:
@@ -301,31 +307,20 @@ class Scorer:
         }
 
 
-def _scored_rows(settings: CompareConfig, task: Task, trained_on: frozenset[Any]) -> Rows:
+def _scored_rows(settings: CompareConfig, task: Task, trained_on: Fingerprints) -> Rows:
     """The rows to score, without those that were trained on."""
     columns = columns_of(settings)
     split = settings.split or (scoring_split(settings.data, columns) if len(splits(settings.data)) > 1 else None)
     rows = read(settings.data, split, columns, task)
-    return _without(rows, trained_on, "to score", "among the training rows", "--split")
+    return without(
+        rows, [Taken(trained_on.hashes, "are among the training rows")], "to score", OTHERS.format("--split")
+    )
 
 
 def _rows_to_choose(chosen: Rows, scored: Rows) -> Rows:
     """Calibration rows without those that are scored."""
-    return _without(chosen, frozenset(texts(scored)), "to calibrate on", "among those to score", "--calibration-split")
-
-
-def _without(rows: Rows, taken: frozenset[Any], what: str, where: str, flag: str) -> Rows:
-    """Rows whose text is not taken. Raises UsageError: that is the lesser part of them."""
-    free = [number for number, text in enumerate(texts(rows)) if text not in taken]
-    if 2 * len(free) < len(rows):
-        raise UsageError(
-            f"{len(rows) - len(free)} of the {len(rows)} rows {what} are {where}, so scores would flatter. Name other "
-            f"rows with {flag}, or give data with more splits."
-        )
-    if len(free) == len(rows):
-        return rows
-    log.warning("%d of the %d rows %s are %s and are left out", len(rows) - len(free), len(rows), what, where)
-    return rows.select(free)
+    taken = Taken(hashed(texts(scored)), "are among those to score")
+    return without(chosen, [taken], "to calibrate on", OTHERS.format("--calibration-split"))
 
 
 def summary(found: Sequence[Mapping[str, Any]], settings: CompareConfig) -> dict[str, Any]:

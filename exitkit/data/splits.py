@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import train_test_split
+import numpy.typing as npt
 
+from exitkit.data import aside
 from exitkit.data.catalogue import Source, catalogue
 from exitkit.data.columns import USUAL, Columns, LabelUse
+from exitkit.data.fingerprints import Hashes, hashed
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
 from exitkit.tagging import sentences
 from exitkit.tasks import Answers, Classification, MultiLabel, Tagging, Task
 
+log = logging.getLogger("exitkit")
+
 SET_ASIDE = 0.1
 MOST_SET_ASIDE = 2000
 FEWEST_ROWS = 10
+MOST_LACKING = 0.1
+"""The share of rows with frequent texts that may be missing among those set aside before it is told."""
+FEWEST_LACKING = 5
+"""Rows that must be missing: of a few rows set aside one makes up a tenth."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ def training_and_calibration(
 
     Calibration rows are the `validation` split when a labelled `test` split is left to score on; else a
     tenth of `train`, at most 2,000 rows, stratified where every class has two rows, chosen before
-    `max_train_samples` and less the rows whose text is in the rest too. Evaluation rows are `validation`
+    `max_train_samples`; all copies of a text are on one side, see `aside.part`. Evaluation rows are `validation`
     where labelled, else the calibration rows. `task` is a task or its kind; None = seen from the labels.
 
     Where labels are not needed, `task` says what they would be, and splits without labels serve as well.
@@ -141,23 +152,99 @@ def _set_aside(train: Rows, seed: int) -> tuple[Rows, Rows]:
         counts = counts[counts > 0]
         # scikit-learn refuses to stratify beyond these bounds.
         stratify = ids if counts.min() >= 2 and size >= len(counts) else None
-    rest, aside = train_test_split(np.arange(len(train)), test_size=size, random_state=seed, stratify=stratify)
-    kept = train.select(np.sort(rest).tolist())
-    seen = set(texts(kept))
-    candidates = train.select(np.sort(aside).tolist())
-    calibration = candidates.select([i for i, text in enumerate(texts(candidates)) if text not in seen])
-    if not len(calibration):
+    known: dict[tuple[str, ...], int] = {}
+    numbers = np.array([known.setdefault(text, len(known)) for text in texts(train)])
+    parted = aside.part(numbers, stratify, size, seed)
+    if not len(parted.aside) and stratify is not None:
+        parted = aside.part(numbers, None, size, seed)
+    if not len(parted.aside):
         raise UsageError(
-            f"none of the {size} rows set aside from the training rows of {train.origin.source} for "
-            "calibration has a text that is not also among the others. Remove repeated texts, or add "
-            "validation and test splits."
+            f"no rows can be set aside from the {len(train)} training rows of {train.origin.source} for calibration: "
+            f"they have only {len(known)} different text{'s' if len(known) > 1 else ''}, each of which is needed to "
+            "train on. Give more texts, or add validation and test splits."
         )
-    return kept, calibration
+    if len(known) < len(train):
+        _tell(train, numbers, parted)
+    return train.select(parted.kept.tolist()), train.select(parted.aside.tolist())
+
+
+def _tell(train: Rows, numbers: npt.NDArray[np.int64], parted: aside.Parted) -> None:
+    """Say what was set aside of rows whose texts repeat, and warn where that is no sample of them."""
+    unused = len(train) - len(parted.kept) - len(parted.aside)
+    log.info(
+        "set aside for calibration: %d of %d rows, with %d of %d different texts; no text is on both sides%s",
+        len(parted.aside),
+        len(train),
+        len(np.unique(numbers[parted.aside])),
+        len(np.unique(numbers)),
+        f". {unused} more copies of frequent texts among them are used on neither" if unused else "",
+    )
+    gap = aside.gap(numbers, parted.aside)
+    if gap.lacking > MOST_LACKING and gap.lacking * len(parted.aside) >= FEWEST_LACKING:
+        log.warning(
+            "%.0f %% of the training rows are texts that stand there %d times or more, but %.0f %% of those set aside "
+            "for calibration are texts nearly as frequent (%d times or more): there are too few to have some on both "
+            "sides. Calibrate with --data on rows that look like the traffic, frequent texts and all",
+            100 * gap.all,
+            gap.copies,
+            100 * gap.aside,
+            gap.nearly,
+        )
 
 
 def texts(rows: Rows) -> list[tuple[str, ...]]:
-    """Each row's text or pair, to compare rows by; in tagging its words, which may come from a raw text."""
+    """Each row's text or pair, to compare rows by; in tagging its words, which may come from a raw text.
+
+    Blanks are one blank, and there are none at the ends; accents are part of their letters (NFC). Case tells apart.
+    """
     if "words" in rows.data.column_names:
-        return [tuple(words) for words in rows.data["words"][:]]
+        return [tuple(map(_plain, words)) for words in rows.data["words"][:]]
     names = ["text", "text_pair"] if rows.pair else ["text"]
-    return list(zip(*(rows.data[name][:] for name in names), strict=True))
+    return list(zip(*(map(_plain, rows.data[name][:]) for name in names), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Texts that rows must not have."""
+
+    hashes: Hashes
+    why: str  # after a number of rows: "are among the training rows"
+
+
+def free(rows: Rows, taken: Sequence[Taken], what: str, instead: str) -> npt.NDArray[np.int64]:
+    """Positions of the rows whose text is not taken; how many are is told.
+
+    Args:
+        rows: to look through.
+        taken: what they must not be.
+        what: they are for ("to score").
+        instead: what to do where too few are left, a sentence.
+
+    Raises UsageError: these are the lesser part of the rows.
+    """
+    own = hashed(texts(rows))
+    ours = [np.isin(own, one.hashes) for one in taken]
+    out = np.logical_or.reduce(ours) if ours else np.zeros(len(rows), dtype=bool)
+    counts = [
+        f"{mask.sum()} of the {len(rows)} rows {what} {one.why}"
+        for mask, one in zip(ours, taken, strict=True)
+        if mask.any()
+    ]
+    if 2 * out.sum() > len(rows):
+        raise UsageError(
+            f"{' and '.join(counts)}, so scores would flatter (split '{rows.origin.split}' of {rows.origin.source}). "
+            f"{instead}"
+        )
+    if out.any():
+        log.warning("%s and are left out", " and ".join(counts))
+    return np.flatnonzero(~out)
+
+
+def without(rows: Rows, taken: Sequence[Taken], what: str, instead: str) -> Rows:
+    """The rows whose text is not taken, see `free`."""
+    left = free(rows, taken, what, instead)
+    return rows if len(left) == len(rows) else rows.select(left.tolist())
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

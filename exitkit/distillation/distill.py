@@ -25,7 +25,7 @@ from exitkit.distillation.work import SEARCH, Work, checked
 from exitkit.errors import UsageError
 from exitkit.measure import told_of_words
 from exitkit.tasks import needs_labels
-from exitkit.training.outcome import card_of, publish, report_of, score_exits, speed
+from exitkit.training.outcome import card_of, learned_from, publish, report_of, score_exits, speed
 from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
 from exitkit.training.phases import Spent, run_phases
 
@@ -137,8 +137,15 @@ def _learn(
     options = dataclasses.asdict(work.plan.method)  # type: ignore[call-overload]
     recipe = {"name": work.plan.name, **options, "teachers": list(settings.teacher)}
     card = card_of(settings, student.model, data, recipe, job.max_length, work.metric)
-    publish(partial, folder, output, settings.overwrite, student.model, student.tokenizer, card, report)
+    learned = learned_from([data.train, job.unlabelled], _begun(work))
+    publish(partial, folder, output, settings.overwrite, student.model, student.tokenizer, card, report, learned)
     return report
+
+
+def _begun(work: Work) -> dict[str, bool]:
+    """The models that a student has something from, and whether they can answer: teachers do."""
+    given = [work.settings.student, None if work.inner is None else work.inner.source]
+    return {**{name: False for name in given if name is not None}, **dict.fromkeys(work.settings.teacher, True)}
 
 
 def _taught(work: Work, folder: Path) -> tuple[list[dict[str, float]], Spent, Lessons]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from exitkit import clock, layout
 from exitkit.calibration import layer_time
-from exitkit.calibration.calibrate import REACHED
+from exitkit.calibration.reached import REACHED
 from exitkit.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows

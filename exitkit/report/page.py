@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from exitkit.report import pictures
-from exitkit.report.tables import COLUMNS, groups, rows_of
+from exitkit.report.tables import COLUMNS, groups, rows_of, rows_told
 
 Picture = tuple[str, str, Figure]
 """File name without suffix, caption, figure."""
@@ -68,7 +68,7 @@ def page(result: Mapping[str, Any], made: Sequence[Picture], of_runs: Mapping[in
     names = ", ".join(Path(folder).name for folder in dict.fromkeys(one["artifact"] for one in everything))
     return environment.get_template("page.html.j2").render(
         title=f"{names}: early exit, measured",
-        about=f"{first['metric']} on {first['rows']} rows of {first['split']}",
+        about=f"{first['metric']} on {rows_told(first)}",
         cards=[_card(run) for run in result["runs"] if run["target"] != 1 and "breakdown" in run],
         pictures=[{"svg": Markup(pictures.svg(figure)), "caption": caption} for _, caption, figure in made],
         tables=[{"title": title, "rows": rows_of(part)} for title, part in groups(result)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -46,9 +47,16 @@ def groups(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             for name in ("runs", "baselines")
         }
         first = everything[0]
-        title = f"{folder}, {first['metric']} on {first['split']} ({first['rows']} rows), batches of {size}"
+        title = f"{folder}, {first['metric']} on {rows_told(first)}, batches of {size}"
         found.append((title, part))
     return found
+
+
+def rows_told(one: Mapping[str, Any]) -> str:
+    """Which rows a run or baseline was scored on."""
+    unchecked = "" if one.get("checked_against_training", True) else ", not checked against training rows"
+    source = f" of {Path(one['source']).name}" if "source" in one else ""
+    return f"{one['split']}{source} ({one['rows']} rows{unchecked})"
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

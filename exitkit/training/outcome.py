@@ -14,9 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 import exitkit
 from exitkit import artifact, measure, model_card
-from exitkit.artifact import Artifact, Card
+from exitkit.artifact import Artifact, Card, is_artifact
 from exitkit.config import Training
-from exitkit.data.splits import TrainingData
+from exitkit.data import fingerprints
+from exitkit.data.fingerprints import Fingerprints
+from exitkit.data.sources import Rows
+from exitkit.data.splits import TrainingData, texts
 from exitkit.measure import Sample, full_model, gates_only, run_all
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry
@@ -155,6 +158,15 @@ def card_of(
     )
 
 
+def learned_from(rows: Sequence[Rows | None], begun: Mapping[str, bool]) -> Fingerprints:
+    """Of the texts of some rows, and of all that models have learned before.
+
+    `begun`: names of the models that training starts from, or of teachers, and whether they can answer already.
+    """
+    before = [fingerprints.of_source(name, learned or is_artifact(Path(name))) for name, learned in begun.items()]
+    return fingerprints.joined([*before, *(fingerprints.of_texts(texts(one)) for one in rows if one is not None)])
+
+
 def publish(
     partial: Path,
     state: Path,
@@ -164,9 +176,15 @@ def publish(
     tokenizer: PreTrainedTokenizerBase,
     card: Card,
     report: dict[str, Any],
+    learned: Fingerprints,
 ) -> None:
-    """Write the artifact into the folder it grew in, drop the trainer's state, and give it its name."""
+    """Write the artifact into the folder it grew in, drop the trainer's state, and give it its name.
+
+    `learned` are the texts that it has learned from.
+    """
     artifact.write(partial, model, tokenizer, card)
+    with artifact.writing(partial):
+        fingerprints.write(partial, learned)
     artifact.write_metrics(partial, report)
     model_card.write(partial, card, report, {})
     shutil.rmtree(state)

@@ -33,7 +33,7 @@ from exitkit.recipe import Phase
 from exitkit.tasks import Regression, Tagging, Task, balanced
 from exitkit.training.judges import solved
 from exitkit.training.options import build, phases_of
-from exitkit.training.outcome import card_of, publish, report_of, score_exits, score_gates, speed
+from exitkit.training.outcome import card_of, learned_from, publish, report_of, score_exits, score_gates, speed
 from exitkit.training.partial import check_output, open_partial, same_run
 from exitkit.training.phases import Job, Spent, check, run_phases
 from exitkit.training.start import content_of, label_order, starting_model
@@ -108,7 +108,8 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
         **score_gates(Artifact(partial, model, tokenizer, card, {}), registry, sample, metric),
         **speed(spent),
     }
-    publish(partial, folder, output, settings.overwrite, model, tokenizer, card, report)
+    learned = learned_from([data.train, unlabelled], {str(settings.model): start.fine_tuned})
+    publish(partial, folder, output, settings.overwrite, model, tokenizer, card, report, learned)
     return report
 
 
