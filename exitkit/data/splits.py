@@ -11,7 +11,7 @@ from exitkit.data.catalogue import Source, catalogue
 from exitkit.data.columns import USUAL, Columns, LabelUse
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
-from exitkit.tagging import sentences
+from exitkit.tagging import LEFT_OUT, sentences
 from exitkit.tasks import Answers, Classification, MultiLabel, Tagging, Task
 
 SET_ASIDE = 0.1
@@ -124,9 +124,11 @@ def _check_classes(train: Rows, by_labels: bool) -> None:
 
 
 def label_array(rows: Rows) -> Answers:
-    """The labels of labelled rows as their task stores them: [N], [N, C] in multi-label, [N] sentences in tagging."""
+    """The labels of labelled rows as their task stores them: [N], [N, C] in multi-label, [N] sentences in tagging,
+    without the words that are left out.
+    """
     if isinstance(rows.task, Tagging):
-        return sentences(rows.data["label"][:])
+        return sentences([tag for tag in row if tag != LEFT_OUT] for row in rows.data["label"][:])
     labels: Answers = np.asarray(rows.data["label"][:])
     return labels
 

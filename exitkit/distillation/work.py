@@ -354,7 +354,8 @@ def _encoded(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> D
 
 def _words(rows: Sequence[Rows | None], encoded: Sequence[Dataset]) -> LearnedWords:
     """Count the words of rows that all who encoded them see. Raises UsageError: there is none."""
-    total = sum(len(words) for part in rows if part is not None for words in part.data["words"][:])
+    there = [part for part in rows if part is not None]
+    total = sum(len(one) for part in there for one in (label_array(part) if part.task else part.data["words"][:]))
     learned = sum(
         len(set.intersection(*(set(present(owners)) for owners in of_row)))
         for of_row in zip(*(one["words"][:] for one in encoded), strict=True)
