@@ -152,7 +152,7 @@ def _letters(tags: Sequence[str]) -> set[str]:
 def _several(tags: Sequence[str], labels: Sequence[str]) -> bool:
     """Whether tags write spans: an outside is among the labels, or one kind has two letters."""
     kinds = ["" if len(tag) == 1 else re.sub("^[A-Za-z][^A-Za-z0-9]|[^A-Za-z0-9][A-Za-z]$", "", tag) for tag in tags]
-    return bool(set(labels) & set(OUTSIDES)) or len(set(kinds)) < len(kinds)
+    return len(tags) > 1 and (bool(set(labels) & set(OUTSIDES)) or len(set(kinds)) < len(kinds))
 
 
 def scheme_told(scheme: str | None) -> str:

@@ -319,6 +319,23 @@ def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
         ('"Well (really)!!"', '"|Well|(|really|)|!!|"'),
         ("thanks @anna :-) #fun $5 100%", "thanks|@anna|:-)|#fun|$|5|100|%"),
         ("她在北京 in 2024。", "她|在|北|京|in|2024|。"),
+        ("good\U0001f44d\U0001f3fd!", "good|\U0001f44d\U0001f3fd|!"),
+        (
+            "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+            "\U0001f468\u200d\U0001f469\u200d\U0001f467|\u2764\ufe0f",
+        ),
+        ("\u2764\ufe0fgood\u2764\ufe0f\u2764\ufe0f", "\u2764\ufe0f|good|\u2764\ufe0f\u2764\ufe0f"),
+        ("1\ufe0f\u20e3st #\ufe0f\u20e3tag", "1\ufe0f\u20e3|st|#\ufe0f\u20e3|tag"),
+        ("in\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7", "in|\U0001f1e9\U0001f1ea|\U0001f1eb\U0001f1f7"),
+        (
+            "go\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+            "go|\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+        ),
+        ("\u845b\U000e0100\u98fe \u4eba\u3005", "\u845b\U000e0100|\u98fe|\u4eba|\u3005"),
+        (
+            "\u05e9\u05c1\u05dc\u05d5\u05dd cafe\u0301 \u0d9a\u0dca\u200d\u0dc2 \u2460st",
+            "\u05e9\u05c1\u05dc\u05d5\u05dd|cafe\u0301|\u0d9a\u0dca\u200d\u0dc2|\u2460st",
+        ),
         (" ", ""),
         ("", ""),
     ],
@@ -332,7 +349,19 @@ def test_words_of_a_text_are_the_same_for_every_tokenizer(text: str, words: str)
     assert set(batch["words"][0].tolist()) - {-1} == set(range(len(by_hand)))
 
 
-@given(st.text(max_size=40))
+texts = st.text(max_size=40) | st.text(
+    "ab1#.\u200d\ufe0f\u20e3\u2764\u4eba\u0301 \U0001f44d\U0001f3fd\U0001f468\U0001f1e9\U0001f1ea\U000e0067",
+    max_size=12,
+)
+
+
+@given(texts, texts)
+def test_words_of_two_texts_with_a_blank_between_are_those_of_each(first: str, second: str) -> None:
+    behind = [(len(first) + 1 + start, len(first) + 1 + end) for start, end in words_in(second)]
+    assert words_in(f"{first} {second}") == words_in(first) + behind
+
+
+@given(texts)
 def test_words_of_any_text_are_in_order_and_leave_out_nothing_but_white_space(text: str) -> None:
     places = words_in(text)
     assert all(start < end for start, end in places)

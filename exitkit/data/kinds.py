@@ -25,7 +25,7 @@ from exitkit.tasks import Classification, MultiLabel, Regression
 SEPARATORS = "|;,"
 ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]'"]+""")
 LIST = re.compile(rf"\[\s*(?:(?:{ITEM.pattern})(?:\s*,\s*|\s+|(?=\])))*\]")
-FLAG = "--task says otherwise"
+FLAG = "--task changes this"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from exitkit import notation, parsing
 from exitkit.config import Choice, DistillConfig
 from exitkit.data.splits import label_array
+from exitkit.data.taken import taken
 from exitkit.distillation import map_search
 from exitkit.distillation.layer_map import text_of
 from exitkit.distillation.lessons import Lessons
@@ -28,6 +30,8 @@ from exitkit.tasks import needs_labels
 from exitkit.training.outcome import card_of, publish, report_of, score_exits, speed
 from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
 from exitkit.training.phases import Spent, run_phases
+
+log = logging.getLogger("exitkit")
 
 PROXY = "student"  # of the search
 KEPT = "_teacher"
@@ -55,6 +59,8 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     partial = _check_output(settings)
     searches = settings.layer_map == SEARCH
     work = checked(settings, partial)
+    if work.data.train.task is not None:
+        log.info("label: %s", taken(work.data.train, "as the teacher has it"))
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, work.content())
     if work.size is not None:
