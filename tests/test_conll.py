@@ -6,17 +6,24 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import cli
 
 import exitkit
+from exitkit.benchmarking.benchmark import scored_rows
+from exitkit.benchmarking.breakdown import Judged, changed
+from exitkit.calibration.calibrate import calibration_rows
+from exitkit.config import BenchmarkConfig
 from exitkit.data.columns import Columns
 from exitkit.data.sources import read
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.measure import Sample
+from exitkit.measure import Sample, score
+from exitkit.parsing import parse
 from exitkit.prediction.reading import read as read_inputs
+from exitkit.tagging import sentences
 
 GERMEVAL = "#\tdoc [2009]\n1\tAnna\tB-PER\tO\n2\tin\tO\tO\n3\tUlm\tB-LOC\tB-ORG\n\n1\tBen\tB-PER\tO\n"
 CONLL2012 = """#begin document (bc/x); part 000
@@ -199,12 +206,17 @@ def test_the_artifact_remembers_columns_by_number(numbered: Path) -> None:
     assert card["labels"] == ["B-THING", "O"]
 
 
-def test_calibrate_and_benchmark_score_no_words_that_are_left_out(numbered: Path) -> None:
-    found = cli("calibrate", numbered / "model", "--target-speedup", "1x", "--currency", "layers")
-    assert (found["words"], sum(found["exit_histogram"])) == (12 * 4, 12 * 4)
-    report = exitkit.benchmark(artifacts=[numbered / "model"], speedups="1x", currency="layers", rounds=1)
-    (run,) = report["runs"]
-    assert (run["rows"], run["words"], sum(run["exit_histogram"])) == (8, 8 * 4, 8 * 4)
+def test_calibrate_and_benchmark_read_the_same_columns_again(numbered: Path) -> None:
+    model = exitkit.load(numbered / "model").artifact
+    to_choose = calibration_rows(model, None, None, Columns())
+    to_score = scored_rows(model, parse(BenchmarkConfig, {"artifacts": [numbered / "model"]}))
+    assert (len(to_choose), len(to_score)) == (12, 8)
+    for rows in (to_choose, to_score):
+        sample = Sample.of(rows, model)
+        assert (sample.words.total, sample.words.lost) == (4 * len(rows), 0)
+        answers = sample.answers(torch.eye(2)[torch.tensor([1, 0, 1, 1] * len(rows))])
+        found = score(model.task, "span_f1", sample.truth, answers, answers)
+        assert (found.score, found.agreement) == (1.0, 1.0)
 
 
 def test_a_unit_knows_which_word_of_its_sentence_it_is(numbered: Path) -> None:
@@ -213,8 +225,12 @@ def test_a_unit_knows_which_word_of_its_sentence_it_is(numbered: Path) -> None:
     sample = Sample.of(rows, model)
     assert sample.words.number.tolist() == [0, 1, 3, 4] * 8
     assert sample.words.seen.tolist() == list(range(8 * 4))
-    units = torch.nn.functional.one_hot(torch.tensor([1, 0, 1, 1] * 8), 2).float()
-    assert [row.tolist() for row in sample.answers(units)] == [row.tolist() for row in sample.truth]
+    full = sample.truth
+    judged = Judged(rows, model.task, np.ones(8, dtype=int), full, full, sample.words)
+    answers = [row.copy() for row in full]
+    answers[3][2] = 0  # the third of the words that have a tag
+    (shown,) = changed(judged, judged.by_unit(sentences(answers)), np.ones(8 * 4, dtype=int))["shown"]
+    assert (shown["row"], shown["word"], shown["truth"], shown["answer"]) == (3, "good", "O", "B-THING")
 
 
 def test_predict_answers_the_column_of_words_and_every_word(numbered: Path) -> None:
