@@ -233,8 +233,8 @@ def test_a_unit_knows_which_word_of_its_sentence_it_is(numbered: Path) -> None:
     assert (shown["row"], shown["word"], shown["truth"], shown["answer"]) == (3, "good", "O", "B-THING")
 
 
-def test_predict_answers_the_column_of_words_and_every_word(numbered: Path) -> None:
-    out = numbered / "out.jsonl"
+def test_predict_answers_the_column_of_words_and_every_word(numbered: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
     cli("predict", numbered / "model", "--policy", "fixed", "--input", numbered / "test.conll", "--output", out)
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [len(answer["tags"]) for answer in answers] == [5] * 8
@@ -244,3 +244,13 @@ def test_predict_answers_the_column_of_words_and_every_word(numbered: Path) -> N
             "tags"
         ]
     )
+
+
+def test_a_student_learns_nothing_of_words_that_are_left_out(numbered: Path, tmp_path: Path) -> None:
+    args = ["--text-column", "2", "--label-column", "3", "--epochs", "1", "--student-layers", "2"]
+    report = cli(
+        "distill", "--teacher", numbered / "model", "--data", numbered, "--output", tmp_path / "student", *args
+    )
+    learned = report["learned_from"]
+    assert (learned["words"], learned["words_lost"]) == (24 * 4, 0)
+    assert report["label"].endswith("as the teacher has it")

@@ -22,6 +22,7 @@ from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
 from exitkit.data.kinds import listed
 from exitkit.data.sources import Rows, labelled, read
+from exitkit.data.splits import training_and_calibration
 from exitkit.data.taken import taken
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.tasks import Classification, MultiLabel, Tagging
@@ -114,7 +115,7 @@ def test_lists_that_may_be_vectors_or_sets_are_refused(values: list[Any], messag
         read(table(values, "labels"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.sets(st.integers(0, 3) | st.sampled_from([0, 1])).map(list), min_size=1, max_size=6))
 @example([[0], [1]])
 def test_sets_of_class_numbers_are_never_taken_for_vectors(sets: list[list[int]]) -> None:
@@ -238,7 +239,7 @@ label_lists = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 @given(label_lists)
 @example(["1", "2"])
 @example(["1.0", "2.5"])
@@ -257,6 +258,29 @@ def test_labels_are_the_same_in_every_format(tmp_path: Path, values: list[Any]) 
         except ExitkitError as error:
             found.add(str(error).partition(" of ")[0])
     assert len(found) == 1, found
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.5, 1.0], r"split 'validation' of .*: label column 'label' holds double such as 0\.5"),
+        ([["0"], ["1"]], r"split 'validation' of .*: label column 'label' holds list"),
+        (["0", "x"], r"row 2 of split 'validation' of .*: unknown label 'x'"),
+    ],
+)
+def test_a_split_with_other_labels_is_named(values: list[Any], message: str, tmp_path: Path) -> None:
+    csv(tmp_path, [0, 1] * 6)
+    pd.DataFrame(table(values)).to_parquet(tmp_path / "validation.parquet")
+    with pytest.raises(UsageError, match=message):
+        training_and_calibration(tmp_path)
+
+
+def test_a_validation_split_without_the_label_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    csv(tmp_path, [0, 1] * 6)
+    pd.DataFrame(table([0, 1], "sentiment")).to_parquet(tmp_path / "validation.parquet")
+    with caplog.at_level(logging.WARNING, "exitkit"):
+        assert training_and_calibration(tmp_path).evaluation.origin.split == "train"
+    assert "validation has text, sentiment" in caplog.text
 
 
 # Words to leave out

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from exitkit.data.catalogue import Source, catalogue
+from exitkit.data.catalogue import Catalogue, Source, catalogue
 from exitkit.data.columns import USUAL, Columns, LabelUse
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
 from exitkit.tagging import LEFT_OUT, sentences
 from exitkit.tasks import Answers, Classification, MultiLabel, Tagging, Task
+
+log = logging.getLogger("exitkit")
 
 SET_ASIDE = 0.1
 MOST_SET_ASIDE = 2000
@@ -63,6 +66,8 @@ def training_and_calibration(
 
     use = "needed" if train.task is not None else use_labels
     validation = read_from(found, "validation", columns, known, use) if there("validation") else None
+    if validation is None and "validation" in found.tables:
+        log.warning("split 'validation' of %s has no labels, and is not used: %s", found.source, _columns(found))
     if validation is not None and there("test"):
         calibration = validation
     else:
@@ -73,6 +78,12 @@ def training_and_calibration(
     _check_classes(train, use_labels == "needed")
     evaluation = calibration if validation is None else validation
     return TrainingData(train, calibration, evaluation, known)
+
+
+def _columns(found: Catalogue) -> str:
+    """The columns of the splits to train and to validate on."""
+    shown = (f"{split} has {', '.join(found.table(split).names[:10])}" for split in ("train", "validation"))
+    return "; ".join(shown)
 
 
 def scoring_split(source: Source, columns: Columns = USUAL) -> str:

@@ -60,7 +60,8 @@ def any_label(table: Table, name: str) -> bool:
     column = _plain(table.column(name))
     if is_list(column.type) and pa.types.is_integer(column.type.value_type):
         inside = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return bool(column.null_count < len(column) and (not len(inside) or (inside != -1).any()))
+        kept_back = np.isin(inside, (-1, LEFT_OUT))
+        return bool(column.null_count < len(column) and (not len(inside) or not kept_back.all()))
     if is_list(column.type):
         return bool(column.null_count < len(column))
     if holds_floats(column):
@@ -88,9 +89,7 @@ def _classes(
     absent: Collection[str] = (),
 ) -> tuple[list[LabelColumn], tuple[str, ...]]:
     """Columns of labels and the names of all classes; what is odd about names that are new is told."""
-    read = [
-        label_column(name, c, p.table.classes.get(name), known, absent) for c, p in zip(columns, pieces, strict=True)
-    ]
+    read = [_label_column(piece, name, column, known, absent) for column, piece in zip(columns, pieces, strict=True)]
     names = tuple(known) or pieces[0].table.classes.get(name) or label_names(read)
     if known:
         return read, names
@@ -106,6 +105,15 @@ def _classes(
             "; ".join(_cut(group) for group in groups[:3]),
         )
     return read, names
+
+
+def _label_column(
+    piece: Piece, name: str, column: pa.ChunkedArray, known: Sequence[str], absent: Collection[str]
+) -> LabelColumn:
+    try:
+        return label_column(name, column, piece.table.classes.get(name), known, absent)
+    except UsageError as error:
+        raise UsageError(f"{piece.origin}: {error}") from None
 
 
 def _cut(names: Sequence[str]) -> str:

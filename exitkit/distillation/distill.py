@@ -59,8 +59,8 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     partial = _check_output(settings)
     searches = settings.layer_map == SEARCH
     work = checked(settings, partial)
-    if work.data.train.task is not None:
-        log.info("label: %s", taken(work.data.train, "as the teacher has it"))
+    if label := _label(work):
+        log.info("label: %s", label)
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, work.content())
     if work.size is not None:
@@ -71,6 +71,11 @@ def distill(settings: DistillConfig | None = None, **fields: Any) -> dict[str, A
     chosen = checked(_with_map(work.sized, text_of(found.layer_map)), partial)
     result = {"layer_map_search": found.as_dict()}
     return _learn(replace(chosen, size=work.size), partial, folder, result)
+
+
+def _label(work: Work) -> str | None:
+    """What the labels were taken for, where every row has one."""
+    return None if work.data.train.task is None else taken(work.data.train, "as the teacher has it")
 
 
 def _with_map(settings: DistillConfig, layer_map: str) -> DistillConfig:
@@ -125,6 +130,7 @@ def _learn(work: Work, partial: Path, folder: Path, more: Mapping[str, Any] = Ma
     exits, spent, lessons = _taught(work, folder)
     report = {
         **report_of(student.model, data, work.plan.name, work.metric, exits),
+        **({"label": label} if (label := _label(work)) else {}),
         **told_of_words(work.sample),
         **speed(spent),
         **_did(work, lessons),

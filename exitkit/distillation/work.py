@@ -343,12 +343,10 @@ def _tells_attention(name: str, method: Distiller, model: ExitModel, registry: R
 
 def _encoded(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """All rows to learn from, in their order, as a tokenizer has them."""
-    parts = [
-        encode(replace(rows, data=rows.data.remove_columns([n for n in rows.data.column_names if n == "label"])),
-               tokenizer, max_length, isinstance(job.task, Tagging))
-        for rows in (job.rows, job.unlabelled)
-        if rows is not None
-    ]  # fmt: skip
+    tagging = isinstance(job.task, Tagging)
+    there = [rows for rows in (job.rows, job.unlabelled) if rows is not None]
+    parts = [encode(rows, tokenizer, max_length, tagging) for rows in there]
+    parts = [part.remove_columns([name for name in part.column_names if name == "labels"]) for part in parts]
     return concatenate_datasets(parts)
 
 
