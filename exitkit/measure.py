@@ -28,7 +28,7 @@ from exitkit.policy import has_gates
 from exitkit.progress import bar
 from exitkit.settings import Schedule, schedule
 from exitkit.stream import Batch
-from exitkit.tagging import sentences
+from exitkit.tagging import LEFT_OUT, sentences
 from exitkit.tasks import Answers, Tagging, Task, needs_labels
 from exitkit.trace import Trace
 
@@ -115,11 +115,12 @@ def _inputs(rows: Rows, reader: Reader, tagging: bool) -> Dataset:
 
 @dataclass(frozen=True)
 class Words:
-    """Where the units of sentences stand among all words."""
+    """Where the units of sentences stand among all words. Words that are left out of the labels do not count."""
 
     ends: npt.NDArray[np.int64]  # [N] words up to and with each sentence
     seen: npt.NDArray[np.int64]  # [U] place of each unit among all words, end to end
     row: npt.NDArray[np.int64]  # [U] sentence of each unit
+    number: npt.NDArray[np.int64]  # [U] which word of its sentence each unit is, from 0; words left out count here
 
     @property
     def total(self) -> int:
@@ -146,14 +147,20 @@ def told_of_words(sample: Sample) -> dict[str, Any]:
 
 def words_of(rows: Rows, encoded: Dataset) -> Words:
     """Match the words of rows with their tokens."""
-    kept = [present(owners) for owners in encoded["words"]]
-    given = rows.data["words"][:] if "words" in rows.data.column_names else None
-    counts = [len(words) for words in given] if given is not None else [max(own, default=-1) + 1 for own in kept]
+    own = [np.asarray(present(owners), dtype=np.int64) for owners in encoded["words"]]
+    counts = [len(words) for words in rows.data["words"][:]] if "words" in rows.data.column_names else None
+    places = own
+    if rows.task is not None:
+        kept = [np.flatnonzero(np.asarray(tags) != LEFT_OUT) for tags in rows.data["label"][:]]
+        counts = [len(one) for one in kept]
+        places = [np.searchsorted(one, seen) for one, seen in zip(kept, own, strict=True)]
+    elif counts is None:
+        counts = [int(max(seen, default=-1)) + 1 for seen in own]
     ends = np.cumsum(counts, dtype=np.int64)
-    starts = ends - counts
-    seen = [start + np.asarray(own, dtype=np.int64) for start, own in zip(starts, kept, strict=True)]
-    row = np.repeat(np.arange(len(kept)), [len(own) for own in kept])
-    return Words(ends, np.concatenate(seen) if seen else np.zeros(0, dtype=np.int64), row)
+    seen = [start + place for start, place in zip(ends - counts, places, strict=True)]
+    row = np.repeat(np.arange(len(own)), [len(one) for one in own])
+    none = np.zeros(0, dtype=np.int64)
+    return Words(ends, np.concatenate([none, *seen]), row, np.concatenate([none, *own]))
 
 
 def full_model(model: Artifact, registry: Registry) -> Schedule:

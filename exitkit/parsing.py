@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,9 +87,23 @@ def _complaint(error: Any) -> str:
     return f"{option(str(where))}: {error['input']!r}: {what[:1].lower()}{what[1:]}"
 
 
+AS_WRITTEN = (
+    *("label_names", "class_weights", "never_early"),
+    *("text_column", "pair_column", "label_column", "group_column"),
+)
+"""Settings that hold names out of the data. YAML reads `no`, `1e3` and `2024-01-01` as other things than names."""
+
+
+class _Written(yaml.SafeLoader):
+    """Reads every scalar as the text that stands there."""
+
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<"))]}  # noqa: RUF012  # as the base has it
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        loaded, written = yaml.safe_load(text), yaml.load(text, _Written)
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror or error}.") from None
     except (yaml.YAMLError, ValueError) as error:  # a date like 2024-13-45 is a plain ValueError
@@ -97,7 +112,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise UsageError(f"--config {file} must hold a mapping of settings, not {type(loaded).__name__}.")
-    return {key.replace("-", "_"): value for key, value in loaded.items()}
+    found = {key.replace("-", "_"): key for key in loaded}
+    named = {key for key in AS_WRITTEN if key in found and loaded[found[key]] is not None}  # an empty setting is none
+    return {key: (written if key in named else loaded)[given] for key, given in found.items()}
 
 
 def _assign(model: type[BaseModel], merged: dict[str, Any], assignment: str) -> None:
@@ -110,6 +127,8 @@ def _assign(model: type[BaseModel], merged: dict[str, Any], assignment: str) -> 
         raise UsageError("--set: " + one_of("setting", keys[0], model.model_fields))
     try:
         value = yaml.safe_load(text)
+        if value is not None and len(keys) == 1 and keys[0] in AS_WRITTEN:
+            value = yaml.load(text, _Written)
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"--set {assignment!r}: {' '.join(str(error).split())}") from None
     here = merged

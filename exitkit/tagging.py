@@ -19,14 +19,26 @@ from exitkit.metrics import OfSums, Values, f1, macro, share
 
 SCHEMES = {"IOB2": (IOB2, set("BIO")), "IOBES": (IOBES, set("BIOES")), "BILOU": (BILOU, set("BIOLU"))}
 OUTSIDE = "O"
+LEFT_OUT = -100
+"""The tag number of a word that has none: it is neither trained on nor scored."""
 
 Span = tuple[int, int, str]
 """First word, word after the last, kind."""
 
 
 HAN_AND_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-RUNS = re.compile(f"[{HAN_AND_KANA}]|[^\\s{HAN_AND_KANA}]+")
+VARIANTS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"  # selectors, which say how the sign before them looks
+RUNS = re.compile(f"[{HAN_AND_KANA}][{VARIANTS}]*|[^\\s{HAN_AND_KANA}]+")
 OPENS_WORDS = "@#"  # of names and topics
+
+# An emoji of several characters: a flag; a key; or pictures joined by U+200D, with colours of skin, selectors and the
+# letters of regional flags behind each.
+PICTURES = (
+    "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u23ff\u24c2\u25a0-\u27bf\u2900-\u297f\u2b00-\u2bff"
+    "\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+)
+PICTURE = f"[{PICTURES}][\ufe0e\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"
+EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[0-9#*]\ufe0f?\u20e3|{PICTURE}(?:\u200d{PICTURE})*")
 
 
 def words_in(text: str) -> list[tuple[int, int]]:
@@ -34,13 +46,16 @@ def words_in(text: str) -> list[tuple[int, int]]:
 
     Words stand between white space; a Chinese or Japanese sign is a word. Punctuation and symbols around a word are
     words of their own, equal ones in a row together; those inside stay (`don't`, `e-mail`), and so does the full stop
-    of an abbreviation (`U.S.`, `J.`). What has neither letters nor digits stays whole (`:-)`). Corpora differ: where
-    exactly their words matter, give words.
+    of an abbreviation (`U.S.`, `J.`). An emoji is one symbol, however many characters it takes. What has neither
+    letters nor digits stays whole (`:-)`). Corpora differ: where exactly their words matter, give words.
     """
     found = []
     for run in RUNS.finditer(text):
         start, end = run.span()
-        inner = [place for place in range(start, end) if unicodedata.category(text[place])[0] not in "PS"]
+        emoji = [one.span() for one in EMOJI.finditer(text, start, end) if one.end() - one.start() > 1]
+        symbols = {place for span in emoji for place in range(*span)}
+        letters = [place for place in range(start, end) if unicodedata.category(text[place])[0] not in "PS"]
+        inner = [place for place in letters if place not in symbols]
         if not inner:
             found.append((start, end))
             continue
@@ -54,15 +69,21 @@ def words_in(text: str) -> list[tuple[int, int]]:
             and ("." in bare or len(bare) == 1)
         ):
             last += 1
-        found += [*_alike(text, start, first), (first, last), *_alike(text, last, end)]
+        found += [*_alike(text, start, first, emoji), (first, last), *_alike(text, last, end, emoji)]
     return found
 
 
-def _alike(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Runs of one character."""
-    for _, run in groupby(range(start, end), key=text.__getitem__):
-        places = list(run)
-        yield places[0], places[-1] + 1
+def _alike(text: str, start: int, end: int, emoji: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Runs of one character, or of one emoji."""
+    ends = dict(emoji)
+    signs = []
+    place = start
+    while place < end:
+        signs.append((place, ends.get(place, place + 1)))
+        place = signs[-1][1]
+    for _, run in groupby(signs, key=lambda sign: text[slice(*sign)]):
+        alike = list(run)
+        yield alike[0][0], alike[-1][1]
 
 
 def sentences(tags: Iterable[Sequence[int] | npt.NDArray[Any]]) -> Values:
@@ -86,13 +107,52 @@ def scheme_of(labels: Sequence[str]) -> str | None:
     return next((name for name, (_, known) in SCHEMES.items() if prefixes <= known), None)
 
 
-def odd_ones(labels: Sequence[str]) -> list[str]:
-    """The tags that keep the others from being read as a scheme, where most look as if they wrote spans; else none."""
+NOTATIONS = {
+    "": r"[BIELMSU]-.+",
+    "small letters before the kind": r"[bielmsu]-.+",
+    "another sign than - behind the letter": r"[BIELMSUbielmsu][_|:./].+",
+    "the letter behind the kind": r".+[-_|:./][BIELMSUbielmsu]",
+    "letters without a kind": r"[BIELMSUbielmsu]",
+}
+"""Ways to write spans, by what is unusual about them; the first is how SCHEMES write them."""
+OUTSIDES = (OUTSIDE, "o")
+
+
+def notation(labels: Sequence[str]) -> str | None:
+    """What keeps tags from being read as a scheme, where most of them look as if they wrote spans; else None.
+
+    In an unusual notation B or I must be among the letters, and beside them an outside, or a kind with two letters.
+    """
     if scheme_of(labels) is not None:
-        return []
-    tags = [label for label in labels if label != OUTSIDE]
-    odd = [label for label in tags if not re.fullmatch("[BIELSU]-.+", label)]
-    return odd if odd and 2 * len(odd) < len(tags) else []
+        return None
+    tags = [label for label in labels if label not in OUTSIDES]
+    for what, pattern in NOTATIONS.items():
+        odd = [tag for tag in tags if not re.fullmatch(pattern, tag)]
+        fitting = [tag for tag in tags if tag not in odd]
+        sure = not what or (_letters(fitting) & set("BI") and _several(fitting, labels))
+        if 2 * len(odd) < len(tags) and sure:
+            return f"{', '.join(map(repr, (odd or fitting)[:5]))} {_unusual(what, odd, fitting)}"
+    return None
+
+
+def _unusual(what: str, odd: Sequence[str], fitting: Sequence[str]) -> str:
+    if odd:
+        return "do not fit"
+    if what:
+        return f"have {what}"
+    letters = "".join(sorted(_letters(fitting)))
+    return "have I- only: the first word of each span is B- there" if letters == "I" else f"use the letters {letters}"
+
+
+def _letters(tags: Sequence[str]) -> set[str]:
+    """The letters of schemes in tags that fit one of the notations."""
+    return {(tag[0] if re.match("[BIELMSUbielmsu]([^A-Za-z0-9]|$)", tag) else tag[-1]).upper() for tag in tags}
+
+
+def _several(tags: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether tags write spans: an outside is among the labels, or one kind has two letters."""
+    kinds = ["" if len(tag) == 1 else re.sub("^[A-Za-z][^A-Za-z0-9]|[^A-Za-z0-9][A-Za-z]$", "", tag) for tag in tags]
+    return len(tags) > 1 and (bool(set(labels) & set(OUTSIDES)) or len(set(kinds)) < len(kinds))
 
 
 def scheme_told(scheme: str | None) -> str:

@@ -311,8 +311,8 @@ class Tagging(Classification):
         return tagging.word_accuracy()(some, others)
 
     def spelled(self, label: Any) -> str:
-        """The tags of a sentence, each on a line; of a single word the tag."""
-        return "\n".join(self.labels[number] for number in np.atleast_1d(label))
+        """The tags of a sentence, each on a line, nothing for words that are left out; of a single word the tag."""
+        return "\n".join("" if number == tagging.LEFT_OUT else self.labels[number] for number in np.atleast_1d(label))
 
 
 TASKS: Mapping[str, type[Task]] = {task.kind: task for task in (Classification, Regression, MultiLabel, Tagging)}

@@ -133,3 +133,20 @@ def test_a_layer_map_may_stand_beside_its_method() -> None:
 def test_blanks_around_the_parts_of_a_list_are_not_part_of_them() -> None:
     asked = parse(DistillConfig, {"label_names": "no, yes ,", "teacher": "one, two"})
     assert (asked.label_names, asked.teacher) == (["no", "yes"], ["one", "two"])
+
+
+def test_names_of_the_data_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "label-names: [no, 'yes', 1e3, 007, 2024-01-01, ~]\nclass_weights: {no: 2, off: 0.5}\n"
+        "label_column: on\ntext_column:\nexits: [2, 4]\nresume: no\n"
+    )
+    found = merge(TrainConfig, {}, file)
+    assert found.label_names == ["no", "yes", "1e3", "007", "2024-01-01", "~"]
+    assert found.class_weights == {"no": 2.0, "off": 0.5}
+    assert (found.label_column, found.text_column, found.exits, found.resume) == ("on", None, [2, 4], False)
+    found = merge(TrainConfig, {}, None, ["label_names=[no, yes]", "class_weights.no=2", "text_column=y"])
+    assert (found.label_names, found.class_weights, found.text_column) == (["no", "yes"], {"no": 2.0}, "y")
+    assert merge(CalibrateConfig, {"target_speedup": "2x"}, None, ["never_early=[no]"]).never_early == ["no"]
+    with pytest.raises(UsageError, match="class-weights"):
+        merge(TrainConfig, {}, None, ["class_weights={no: much}"])

@@ -55,7 +55,7 @@ from exitkit.recipe import EveryExit
 from exitkit.replay import Outcome, record, replay
 from exitkit.settings import off, schedule
 from exitkit.stream import Stream, halt, pack, resting
-from exitkit.tagging import first_break, odd_ones, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
+from exitkit.tagging import first_break, notation, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
 from exitkit.tasks import Tagging
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
 from exitkit.training.losses import distillation
@@ -232,7 +232,6 @@ def test_conll_and_conllu_files_are_read(tmp_path: Path) -> None:
     ("rows", "words"),
     [
         ([{"tokens": ["a"], "tags": ["X"]}, {"tokens": ["a", "b"], "tags": ["X"]}], "row 2 .*: 2 words, but 1 tags"),
-        ([{"tokens": ["a", "b"], "tags": ["X", None]}], "row 1 .*: word 2 has no tag"),
         ([{"tokens": ["a", None], "tags": ["X", "Y"]}], "row 1 .*: a word in column 'tokens' is missing"),
         ([{"tokens": ["a"], "tags": ["X"]}, {"tokens": None, "tags": ["X"]}], "row 2 .*'tokens' has no words"),
         ([{"tokens": [], "tags": []}], "empty lists only"),
@@ -320,6 +319,23 @@ def test_a_sentence_is_scored_as_a_whole_whatever_the_model_saw_of_it() -> None:
         ('"Well (really)!!"', '"|Well|(|really|)|!!|"'),
         ("thanks @anna :-) #fun $5 100%", "thanks|@anna|:-)|#fun|$|5|100|%"),
         ("她在北京 in 2024。", "她|在|北|京|in|2024|。"),
+        ("good\U0001f44d\U0001f3fd!", "good|\U0001f44d\U0001f3fd|!"),
+        (
+            "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+            "\U0001f468\u200d\U0001f469\u200d\U0001f467|\u2764\ufe0f",
+        ),
+        ("\u2764\ufe0fgood\u2764\ufe0f\u2764\ufe0f", "\u2764\ufe0f|good|\u2764\ufe0f\u2764\ufe0f"),
+        ("1\ufe0f\u20e3st #\ufe0f\u20e3tag", "1\ufe0f\u20e3|st|#\ufe0f\u20e3|tag"),
+        ("in\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7", "in|\U0001f1e9\U0001f1ea|\U0001f1eb\U0001f1f7"),
+        (
+            "go\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+            "go|\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+        ),
+        ("\u845b\U000e0100\u98fe \u4eba\u3005", "\u845b\U000e0100|\u98fe|\u4eba|\u3005"),
+        (
+            "\u05e9\u05c1\u05dc\u05d5\u05dd cafe\u0301 \u0d9a\u0dca\u200d\u0dc2 \u2460st",
+            "\u05e9\u05c1\u05dc\u05d5\u05dd|cafe\u0301|\u0d9a\u0dca\u200d\u0dc2|\u2460st",
+        ),
         (" ", ""),
         ("", ""),
     ],
@@ -333,7 +349,19 @@ def test_words_of_a_text_are_the_same_for_every_tokenizer(text: str, words: str)
     assert set(batch["words"][0].tolist()) - {-1} == set(range(len(by_hand)))
 
 
-@given(st.text(max_size=40))
+texts = st.text(max_size=40) | st.text(
+    "ab1#.\u200d\ufe0f\u20e3\u2764\u4eba\u0301 \U0001f44d\U0001f3fd\U0001f468\U0001f1e9\U0001f1ea\U000e0067",
+    max_size=12,
+)
+
+
+@given(texts, texts)
+def test_words_of_two_texts_with_a_blank_between_are_those_of_each(first: str, second: str) -> None:
+    behind = [(len(first) + 1 + start, len(first) + 1 + end) for start, end in words_in(second)]
+    assert words_in(f"{first} {second}") == words_in(first) + behind
+
+
+@given(texts)
 def test_words_of_any_text_are_in_order_and_leave_out_nothing_but_white_space(text: str) -> None:
     places = words_in(text)
     assert all(start < end for start, end in places)
@@ -810,15 +838,15 @@ def test_commands_say_how_tags_are_read(tagger: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "odd"),
     [
-        (("B-X", "I-X", "O", "_"), ["_"]),
-        (("B-X", "I-X", "B-Y", "O", "B_Z"), ["B_Z"]),
-        (("B-X", "I-X", "O"), []),
-        (("ADJ", "NOUN", "X-Y"), []),
-        (("O", "S-X"), []),
+        (("B-X", "I-X", "O", "_"), "'_' do not fit"),
+        (("B-X", "I-X", "B-Y", "O", "B_Z"), "'B_Z' do not fit"),
+        (("B-X", "I-X", "O"), None),
+        (("ADJ", "NOUN", "X-Y"), None),
+        (("O", "S-X"), None),
     ],
 )
-def test_tags_that_spoil_a_scheme_are_named(labels: tuple[str, ...], odd: list[str]) -> None:
-    assert odd_ones(labels) == odd
+def test_tags_that_spoil_a_scheme_are_named(labels: tuple[str, ...], odd: str | None) -> None:
+    assert notation(labels) == odd
 
 
 def test_a_sentence_of_ten_thousand_words_is_cut_and_answered_in_full(tagger: Path) -> None:

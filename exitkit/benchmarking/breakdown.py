@@ -133,7 +133,7 @@ def _context(judged: Judged, unit: int) -> dict[str, Any]:
     data, words = judged.rows.data[row], judged.words
     found = {"row": row, "text": data["text"], **({"text_pair": data["text_pair"]} if judged.rows.pair else {})}
     if words is not None:
-        number = int(words.seen[unit] - (words.ends[row - 1] if row else 0))
+        number = int(words.number[unit])
         found["word"] = data["words"][number] if "words" in data else number
     return found
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from exitkit.data.sources import Rows
 from exitkit.errors import UsageError
+from exitkit.tagging import LEFT_OUT
 
 # Types that hold a million encoded rows in little memory; padding makes them all int64.
 TOKEN_TYPES = {"input_ids": pa.int32(), "token_type_ids": pa.int8(), "attention_mask": pa.int8()}
@@ -67,7 +68,8 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, tagg
     there are, and for tagging `words`: the word each token belongs to, −1 for none.
 
     Longer rows are cut, pairs at the longer text; nothing is padded. An empty text is only special tokens. Labels of
-    words are those of the words that have a token. Texts that are not given in words are split by the tokenizer.
+    words are those of the words that have a token. The tokens of words that are left out belong to no word: they are
+    read, but nothing is asked of them. Texts that are not given in words are split by the tokenizer.
 
     Raises UsageError: tagging with a tokenizer that does not tell which word a token belongs to.
     """
@@ -155,6 +157,11 @@ def _encode(
     columns = {name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens}
     if tagging:
         owners = [[-1 if word is None else word for word in tokens.word_ids(row)] for row in range(len(batch["text"]))]
+        if "label" in batch:
+            owners = [
+                [-1 if word < 0 or tags[word] == LEFT_OUT else word for word in own]
+                for tags, own in zip(batch["label"], owners, strict=True)
+            ]
         columns["words"] = pa.array(owners, pa.list_(pa.int32()))
         if "label" in batch:
             kept = [[tags[word] for word in present(own)] for tags, own in zip(batch["label"], owners, strict=True)]

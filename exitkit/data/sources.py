@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from exitkit.data.catalogue import IN_MEMORY, Catalogue, Source, catalogue
 from exitkit.data.columns import TAGS, USUAL, WORDS, Columns, LabelUse, find_columns
+from exitkit.data.kinds import Kind, is_list
 from exitkit.data.tables import Piece
-from exitkit.data.targets import Targets, any_label, is_list, targets, words
+from exitkit.data.targets import Targets, any_label, targets, words
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.tagging import words_in
 from exitkit.tasks import Tagging, Task
@@ -56,6 +57,7 @@ class Rows:
     # label (labelled only, as the task stores it), group (only where asked for)
     task: Task | None  # None: the rows have no labels
     origin: Origin
+    kind: Kind | None = None  # how the task was seen from the labels; None where it was known, or words have tags
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -167,7 +169,7 @@ def read_from(
         data["text_pair"] = _texts(pieces, picked.text_pair)
     if picked.group:
         data["group"] = _groups(pieces, picked.group)
-    known = None
+    known = seen = None
     if picked.label:
         read_labels = targets(pieces, picked.label, task)
         if _complete(pieces, read_labels, use_labels):
@@ -175,11 +177,11 @@ def read_from(
             if "words" in data:
                 _check_lengths(pieces, data["words"], values)
             data["label"] = _arrow(values)
-            known = read_labels.task
+            known, seen = read_labels.task, read_labels.kind
         else:
             picked = replace(picked, label=None)
     origin = Origin(found.source, split, found.revision, picked)
-    return Rows(datasets.Dataset(pa.table(data)), known, origin)
+    return Rows(datasets.Dataset(pa.table(data)), known, origin, seen)
 
 
 def labelled(found: Catalogue, split: str, columns: Columns) -> bool:

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from exitkit.data import aside
-from exitkit.data.catalogue import Source, catalogue
+from exitkit.data.catalogue import Catalogue, Source, catalogue
 from exitkit.data.columns import USUAL, Columns, LabelUse
 from exitkit.data.fingerprints import Hashes, hashed
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
-from exitkit.tagging import sentences
+from exitkit.tagging import LEFT_OUT, sentences
 from exitkit.tasks import Answers, Classification, MultiLabel, Tagging, Task
 
 log = logging.getLogger("exitkit")
@@ -74,6 +74,8 @@ def training_and_calibration(
 
     use = "needed" if train.task is not None else use_labels
     validation = read_from(found, "validation", columns, known, use) if there("validation") else None
+    if validation is None and "validation" in found.tables:
+        log.warning("split 'validation' of %s has no labels, and is not used: %s", found.source, _columns(found))
     if validation is not None and there("test"):
         calibration = validation
     else:
@@ -84,6 +86,12 @@ def training_and_calibration(
     _check_classes(train, use_labels == "needed")
     evaluation = calibration if validation is None else validation
     return TrainingData(train, calibration, evaluation, known)
+
+
+def _columns(found: Catalogue) -> str:
+    """The columns of the splits to train and to validate on."""
+    shown = (f"{split} has {', '.join(found.table(split).names[:10])}" for split in ("train", "validation"))
+    return "; ".join(shown)
 
 
 def scoring_split(source: Source, columns: Columns = USUAL) -> str:
@@ -135,9 +143,11 @@ def _check_classes(train: Rows, by_labels: bool) -> None:
 
 
 def label_array(rows: Rows) -> Answers:
-    """The labels of labelled rows as their task stores them: [N], [N, C] in multi-label, [N] sentences in tagging."""
+    """The labels of labelled rows as their task stores them: [N], [N, C] in multi-label, [N] sentences in tagging,
+    without the words that are left out.
+    """
     if isinstance(rows.task, Tagging):
-        return sentences(rows.data["label"][:])
+        return sentences([tag for tag in row if tag != LEFT_OUT] for row in rows.data["label"][:])
     labels: Answers = np.asarray(rows.data["label"][:])
     return labels
 

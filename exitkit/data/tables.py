@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features
 
-from exitkit.data.conll import BLANKS, CONLL, NotAWord, conll
+from exitkit.data.conll import CONLL, NotAWord, by_columns
 from exitkit.errors import ExitkitError
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", *CONLL)
@@ -56,7 +56,7 @@ def read_table(path: Path) -> Table:
         return _parquet(path)
     with _told_encoding(path):
         if path.suffix in CONLL:
-            return from_columns(_conll(path))
+            return _conll(path)
         return from_columns(_csv(path)) if path.suffix in (".csv", ".tsv") else from_records(_json(path))
 
 
@@ -196,19 +196,20 @@ def _delimited(path: Path, delimiter: str, quoting: Literal[0, 3]) -> dict[str, 
     return dict(zip(header, columns, strict=True))
 
 
-def _conll(path: Path) -> dict[str, list[list[str]]]:
-    """The words of a CoNLL file and their tags, if any word has one; see `conll`."""
-    universal = path.suffix == ".conllu"
+def _conll(path: Path) -> Table:
+    """The words of a CoNLL file and their tags, if any word has one, and its columns by number; see `conll`."""
     with _open(path) as file:
+        found = by_columns(file, path.suffix == ".conllu")
+    if found.untagged and "tags" in found.names:
+        raise ExitkitError(f"{path}, {found.untagged}")
+
+    def column(name: str) -> pa.ChunkedArray:
         try:
-            found = list(conll(file, universal))
+            return _arrow(name, found.column(name))
         except NotAWord as error:
-            file.seek(0)
-            if universal or any(set(line.strip(BLANKS)) & set(BLANKS) for line in file):
-                raise ExitkitError(f"{path}, {error}") from None
-            file.seek(0)
-            return {"tokens": [words for _, words, _ in conll(file, universal, tagged=False)]}
-    return {"tokens": [words for _, words, _ in found], "tags": [tags for _, _, tags in found]}
+            raise ExitkitError(f"{path}, {error}") from None
+
+    return Table(found.names, len(found.columns), column, {})
 
 
 @contextmanager

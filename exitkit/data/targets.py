@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from exitkit.data.conll import listed
-from exitkit.data.labels import label_column, label_ids, label_names, looks_like_floats
+from exitkit.data.kinds import SEPARATORS, Kind, holds_floats, is_list, kind_of, vector_length, vectors
+from exitkit.data.kinds import listed as values_listed
+from exitkit.data.labels import NOT_A_NUMBER, LabelColumn, alike, label_column, label_ids, label_names
 from exitkit.data.tables import Piece, Table
 from exitkit.errors import ExitkitError, UsageError, one_of
-from exitkit.tagging import first_break, odd_ones, sentences
+from exitkit.tagging import LEFT_OUT, first_break, notation, sentences
 from exitkit.tasks import Classification, MultiLabel, Regression, Tagging, Task
-
-SEPARATORS = "|;,"
 
 log = logging.getLogger("exitkit")
 
@@ -31,6 +31,7 @@ class Targets:
     task: Task
     values: tuple[npt.NDArray[Any], ...]  # per piece: [n] numbers or values, [n, C] in multi-label, [n] sentences
     gaps: tuple[npt.NDArray[np.bool_], ...]  # per piece: [n] rows without a label
+    kind: Kind | None = None  # how the task was seen from the column; None where it was known
 
 
 def targets(pieces: Sequence[Piece], name: str, wanted: Task | str | None) -> Targets:
@@ -40,16 +41,18 @@ def targets(pieces: Sequence[Piece], name: str, wanted: Task | str | None) -> Ta
         pieces: of splits that have the column; classes are those of the whole splits.
         name: the column.
         wanted: the task of a trained model, whose labels the column's are mapped to; or a kind; or None to see it from
-            the column: floats mean regression, lists multi-label (tagging must be asked for), anything else
-            classification.
+            the column: floats mean regression, lists, also those written as text, multi-label (tagging must be asked
+            for), anything else classification.
 
     Raises:
         UsageError: the column does not hold such labels, or a row has a label that the model does not know.
     """
     columns = [_plain(piece.table.column(name)) for piece in pieces]
-    kind = wanted.kind if isinstance(wanted, Task) else wanted or _kind(columns)
-    known = wanted.labels if isinstance(wanted, Task) else ()
-    return _READERS[kind](pieces, name, columns, known)
+    if isinstance(wanted, Task):
+        return _READERS[wanted.kind](pieces, name, columns, wanted.labels)
+    seen = kind_of(name, columns) if wanted is None else Kind(wanted)
+    found = _READERS[seen.name](pieces, name, columns, ())
+    return replace(found, kind=found.kind or (seen if wanted is None else None))
 
 
 def any_label(table: Table, name: str) -> bool:
@@ -57,31 +60,19 @@ def any_label(table: Table, name: str) -> bool:
     column = _plain(table.column(name))
     if is_list(column.type) and pa.types.is_integer(column.type.value_type):
         inside = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return bool(column.null_count < len(column) and (not len(inside) or (inside != -1).any()))
-    if pa.types.is_floating(column.type) or is_list(column.type):
+        kept_back = np.isin(inside, (-1, LEFT_OUT))
+        return bool(column.null_count < len(column) and (not len(inside) or not kept_back.all()))
+    if is_list(column.type):
         return bool(column.null_count < len(column))
-    if _kind([column]) == "regression":
-        return any(value not in (None, "") for value in column.unique().to_pylist())
+    if holds_floats(column):
+        return any(not _no_number(value) for value in column.unique().to_pylist())
     return any(value is not None for value in label_column(name, column, table.classes.get(name)).values)
-
-
-def _kind(columns: Sequence[pa.ChunkedArray]) -> str:
-    if any(is_list(column.type) for column in columns):
-        return MultiLabel.kind
-    numbers = [pa.types.is_floating(column.type) or pa.types.is_decimal(column.type) for column in columns]
-    texts = [pa.types.is_string(column.type) or pa.types.is_large_string(column.type) for column in columns]
-    if any(numbers):
-        return Regression.kind
-    if all(texts) and looks_like_floats([value for column in columns for value in column.unique().to_pylist()]):
-        return Regression.kind
-    return Classification.kind
 
 
 def _classification(
     pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]
 ) -> Targets:
-    read = [label_column(name, c, p.table.classes.get(name)) for c, p in zip(columns, pieces, strict=True)]
-    names = tuple(known) or pieces[0].table.classes.get(name) or label_names(read)
+    read, names = _classes(pieces, name, columns, known)
     found = [label_ids(column, names)[p.start : p.stop] for column, p in zip(read, pieces, strict=True)]
     for column, piece, ids in zip(read, pieces, found, strict=True):
         if (ids == -2).any():
@@ -90,15 +81,53 @@ def _classification(
     return Targets(Classification(names), tuple(found), tuple(ids < 0 for ids in found))
 
 
+def _classes(
+    pieces: Sequence[Piece],
+    name: str,
+    columns: Sequence[pa.ChunkedArray],
+    known: Sequence[str],
+    absent: Collection[str] = (),
+) -> tuple[list[LabelColumn], tuple[str, ...]]:
+    """Columns of labels and the names of all classes; what is odd about names that are new is told."""
+    read = [_label_column(piece, name, column, known, absent) for column, piece in zip(columns, pieces, strict=True)]
+    names = tuple(known) or pieces[0].table.classes.get(name) or label_names(read)
+    if known:
+        return read, names
+    if stripped := sorted({value for column in read for value in column.stripped}):
+        log.warning(
+            "column '%s': blanks around %d of the labels are no part of them (%s)", name, len(stripped), _cut(stripped)
+        )
+    if groups := alike(names):
+        log.warning(
+            "column '%s': labels that differ only in upper and lower case are different classes (%s); write alike what "
+            "is one",
+            name,
+            "; ".join(_cut(group) for group in groups[:3]),
+        )
+    return read, names
+
+
+def _label_column(
+    piece: Piece, name: str, column: pa.ChunkedArray, known: Sequence[str], absent: Collection[str]
+) -> LabelColumn:
+    try:
+        return label_column(name, column, piece.table.classes.get(name), known, absent)
+    except UsageError as error:
+        raise UsageError(f"{piece.origin}: {error}") from None
+
+
+def _cut(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+
+
 def _multi_label(
     pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]
 ) -> Targets:
-    lists = [column if is_list(column.type) else _split_up(name, column) for column in columns]
-    flat = [
-        label_column(name, pa.chunked_array([column.combine_chunks().flatten()]), piece.table.classes.get(name))
-        for column, piece in zip(lists, pieces, strict=True)
-    ]
-    names = tuple(known) or pieces[0].table.classes.get(name) or label_names(flat)
+    fixed = all(pa.types.is_fixed_size_list(column.type) for column in columns)
+    lists = [_lists(column) if is_list(column.type) else _split_up(name, column) for column in columns]
+    if length := vector_length(name, lists, fixed):
+        return _of_vectors(pieces, name, lists, known, length)
+    flat, names = _classes(pieces, name, [pc.list_flatten(column) for column in lists], known)
     if not names:
         raise UsageError(f"label column '{name}' holds empty lists only; at least one class is needed.")
     values, gaps = [], []
@@ -118,37 +147,102 @@ def _multi_label(
     return Targets(MultiLabel(names), tuple(values), tuple(gaps))
 
 
+def _of_vectors(
+    pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str], length: int
+) -> Targets:
+    """Rows that are vectors of zeros and ones already; the classes are called by their places."""
+    classes = pieces[0].table.classes.get(name, ())
+    names = tuple(known) or (classes if len(classes) == length else tuple(map(str, range(length))))
+    if len(names) != length:
+        raise UsageError(
+            f"label column '{name}' holds vectors of {length} zeros and ones, but the model knows {len(names)} "
+            f"classes: {', '.join(names)}. Give vectors with a place for each, or train a model on such vectors."
+        )
+    values = [vectors(column, length)[piece.start : piece.stop] for column, piece in zip(columns, pieces, strict=True)]
+    gaps = [
+        pc.is_null(column).to_numpy()[piece.start : piece.stop] for column, piece in zip(columns, pieces, strict=True)
+    ]
+    kind = Kind(MultiLabel.kind, "they are vectors with a 0 or 1 for each class")
+    return Targets(MultiLabel(names), tuple(values), tuple(gaps), kind)
+
+
 def _tagging(pieces: Sequence[Piece], name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str]) -> Targets:
     lists = [words(piece, name, column, numbers=True) for column, piece in zip(columns, pieces, strict=True)]
-    flat = [
-        label_column(name, pa.chunked_array([column.combine_chunks().flatten()]), piece.table.classes.get(name))
-        for column, piece in zip(lists, pieces, strict=True)
-    ]
-    names = tuple(known) or pieces[0].table.classes.get(name) or label_names(flat)
+    inside = [pc.list_flatten(column) for column in lists]
+    named = bool(known or pieces[0].table.classes.get(name))
+    flat, names = _classes(pieces, name, inside, known, _marks(name, inside, known, named))
     if not names:
         raise UsageError(f"tag column '{name}' holds empty lists only; at least one tag is needed.")
-    values, gaps = [], []
+    values, gaps, left_out = [], [], LeftOut()
     for column, elements, piece in zip(lists, flat, pieces, strict=True):
         lengths = column.combine_chunks().value_lengths()
-        gaps.append(np.asarray(lengths.is_null())[piece.start : piece.stop])
         ends = np.concatenate([[0], lengths.fill_null(0).to_numpy().cumsum()])
         ids = label_ids(elements, names)
         untagged = _untagged(ids, ends)
-        gaps[-1] |= untagged[piece.start : piece.stop]
-        wrong = (ids < 0) & ~np.repeat(untagged, np.diff(ends))
+        gaps.append((np.asarray(lengths.is_null()) | untagged)[piece.start : piece.stop])
         first, last = int(ends[piece.start]), int(ends[piece.stop])
-        if wrong[first:last].any():
-            place = first + int(wrong[first:last].argmax())
+        if (ids[first:last] == -2).any():
+            place = first + int((ids[first:last] == -2).argmax())
             row = int(np.searchsorted(ends, place, side="right")) - 1
-            tag = elements.values[elements.codes[place]]
-            if tag is None:
-                raise UsageError(f"{piece.row(row - piece.start)}: word {place - int(ends[row]) + 1} has no tag.")
-            _unknown(piece, row - piece.start, tag, names)
+            _unknown(piece, row - piece.start, elements.values[elements.codes[place]], names)
+        left_out.add(piece, ids, ends, untagged)
+        ids = np.where(ids == -1, LEFT_OUT, ids)
         rows = [ids[:0] if gap else row for gap, row in zip(untagged, np.split(ids, ends[1:-1]), strict=True)]
         values.append(sentences(rows[piece.start : piece.stop]))
+    left_out.tell()
     task = Tagging(names)
     _warn_of_breaks(pieces, values, task)
     return Targets(task, tuple(values), tuple(gaps))
+
+
+def _marks(name: str, columns: Sequence[pa.ChunkedArray], known: Sequence[str], named: bool) -> set[str]:
+    """The tags that mark words to be left out, besides null: -100, and beside whole numbers from 0 on -1.
+
+    `named`: the names of all tags are known.
+
+    Raises UsageError: tags are -1, 0 and 1, which are as often three tags.
+    """
+    if named:
+        return {"-100", "-1"} - set(known)
+    found = {str(value).removesuffix(".0") for column in columns for value in column.unique().to_pylist()}
+    tags = found - {"-100", "-1", "None", "nan"}
+    if "-1" not in found or not all(map(str.isdecimal, tags)):
+        return {"-100"}
+    if tags == {"0", "1"}:
+        raise UsageError(
+            f"column '{name}' holds the tags -1, 0 and 1: -1 may be a tag of its own, or mark words to be left out. "
+            "Write -100 for words to be left out; for three tags, give names such as neg, neutral, pos."
+        )
+    return {"-100", "-1"}
+
+
+@dataclass
+class LeftOut:
+    """Words without a tag in sentences that have some: they are neither trained on nor scored."""
+
+    words: int = 0
+    first: str = ""  # where the first one is
+
+    def add(
+        self, piece: Piece, ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], untagged: npt.NDArray[np.bool_]
+    ) -> None:
+        """Those of one piece; `ids` are of all words of its table, −1 without a tag, `ends` [N + 1] of its rows."""
+        missing = (ids == -1) & ~np.repeat(untagged, np.diff(ends))
+        first, last = int(ends[piece.start]), int(ends[piece.stop])
+        places = first + np.flatnonzero(missing[first:last])
+        if len(places) and not self.words:
+            row = int(np.searchsorted(ends, places[0], side="right")) - 1
+            self.first = f"{piece.row(row - piece.start)}, word {int(places[0]) - int(ends[row]) + 1}"
+        self.words += len(places)
+
+    def tell(self) -> None:
+        """Say how many there are."""
+        if self.words:
+            log.warning(
+                "%d words have no tag (-100, -1 or null; first: %s): they are neither trained on nor scored",
+                self.words,
+                self.first,
+            )
 
 
 def _untagged(ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -161,22 +255,23 @@ def _untagged(ids: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.ND
 
 def _warn_of_breaks(pieces: Sequence[Piece], values: Sequence[npt.NDArray[Any]], task: Tagging) -> None:
     """Say how many sentences break the scheme of the tags, and where the first is."""
-    if odd := odd_ones(task.labels):
+    if other := notation(task.labels):
         log.warning(
-            "the tags look as if they wrote spans, but %s do not fit, so that no scheme is seen and words are scored "
-            "one by one; if these mark spans too, write all tags as IOB2, IOBES or BILOU",
-            ", ".join(map(repr, odd)),
+            "the tags look as if they wrote spans, but %s, so that no scheme is seen and words are scored one by one; "
+            "if these mark spans, write all tags as IOB2, IOBES or BILOU (such as B-PER, I-PER, O)",
+            other,
         )
     if task.scheme is None:
         return
     broken = []
     for piece, rows in zip(pieces, values, strict=True):
         for number, row in enumerate(rows):
-            tags = [task.labels[tag] for tag in row]
+            tagged = np.flatnonzero(row != LEFT_OUT)
+            tags = [task.labels[tag] for tag in row[tagged]]
             place = first_break(tags, task.scheme)
             if place is not None:
                 before = f" after {tags[place - 1]}" if place else " at the start"
-                broken.append(f"{piece.row(number)}, word {place + 1}: {tags[place]}{before}")
+                broken.append(f"{piece.row(number)}, word {tagged[place] + 1}: {tags[place]}{before}")
     if broken:
         log.warning(
             "%d sentences have tags that break the scheme %s (first: %s); by its strict rules such spans do not count",
@@ -240,7 +335,7 @@ def _numbers(piece: Piece, name: str, column: pa.ChunkedArray) -> npt.NDArray[np
         try:
             if isinstance(value, bool):
                 raise ValueError
-            found[row] = np.nan if value in (None, "") else float(value)
+            found[row] = np.nan if _no_number(value) else float(value)
         except (TypeError, ValueError):
             raise UsageError(
                 f"{piece.row(row)}: label {value!r} in column '{name}' is not a number, as regression needs."
@@ -248,31 +343,53 @@ def _numbers(piece: Piece, name: str, column: pa.ChunkedArray) -> npt.NDArray[np
     return found
 
 
+def _no_number(value: Any) -> bool:
+    """Whether a value among numbers stands for none."""
+    if isinstance(value, str):
+        return not value.strip() or NOT_A_NUMBER.fullmatch(value.strip()) is not None
+    return value is None or value != value  # NaN
+
+
 def _split_up(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings as lists: JSON lists, or names between the first of | ; , that occurs; an empty string is no label."""
+    """Strings as lists: those that JSON, Python or numpy writes, or names between the first of | ; , that occurs.
+
+    An empty string is no label.
+    """
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UsageError(
             f"label column '{name}' holds {column.type}; multi-label needs a list per row, or a string such as "
             '["a", "b"] or a|b.'
         )
     texts: list[str | None] = column.to_pylist()
-    if all(text is None or text.lstrip().startswith("[") for text in texts):
-        try:
-            return pa.chunked_array([pa.array([None if text is None else json.loads(text) for text in texts])])
-        except (json.JSONDecodeError, pa.ArrowException) as error:
-            raise UsageError(f"label column '{name}' holds text that is not a JSON list: {error}.") from None
+    if all(not text or text.lstrip().startswith("[") for text in texts):
+        return _written_lists(name, texts)
     between = next((sign for sign in SEPARATORS if any(text and sign in text for text in texts)), SEPARATORS[0])
     lists = [None if text is None else [part.strip() for part in text.split(between) if part.strip()] for text in texts]
     return pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
 
 
+def _written_lists(name: str, texts: Sequence[str | None]) -> pa.ChunkedArray:
+    found = {text: values_listed(text) if text else [] for text in dict.fromkeys(texts) if text is not None}
+    odd = next((text for text, values in found.items() if values is None), None)
+    if odd is not None:
+        raise UsageError(
+            f"label column '{name}' holds {odd!r:.80}, which is not a list of values. Write lists as JSON, such as "
+            '["a", "b"], or give parquet.'
+        )
+    try:
+        return pa.chunked_array([pa.array([None if text is None else found[text] for text in texts])])
+    except pa.ArrowException as error:
+        raise UsageError(f"label column '{name}' holds lists of mixed values: {error}.") from None
+
+
+def _lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of one length as lists of any."""
+    fixed = pa.types.is_fixed_size_list(column.type)
+    return column.cast(pa.list_(column.type.value_type)) if fixed else column
+
+
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists."""
-    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def _unknown(piece: Piece, row: int, value: object, names: Sequence[str]) -> None:

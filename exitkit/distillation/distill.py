@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from exitkit import notation, outputs, parsing
 from exitkit.config import Choice, DistillConfig
 from exitkit.data.splits import label_array
+from exitkit.data.taken import taken
 from exitkit.distillation import map_search
 from exitkit.distillation.layer_map import text_of
 from exitkit.distillation.lessons import Lessons
@@ -28,6 +30,8 @@ from exitkit.tasks import needs_labels
 from exitkit.training.outcome import card_of, learned_from, publish, report_of, score_exits, speed
 from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run
 from exitkit.training.phases import Spent, run_phases
+
+log = logging.getLogger("exitkit")
 
 PROXY = "student"  # of the search
 KEPT = "_teacher"
@@ -63,6 +67,8 @@ def _distill(settings: DistillConfig, output: Path) -> dict[str, Any]:
     partial = _check_output(settings, output)
     searches = settings.layer_map == SEARCH
     work = checked(settings, partial)
+    if label := _label(work):
+        log.info("label: %s", label)
     folder = open_partial(partial, settings.resume)
     same_run(partial, settings, work.content())
     if work.size is not None:
@@ -73,6 +79,11 @@ def _distill(settings: DistillConfig, output: Path) -> dict[str, Any]:
     chosen = checked(_with_map(work.sized, text_of(found.layer_map)), partial)
     result = {"layer_map_search": found.as_dict()}
     return _learn(replace(chosen, size=work.size), partial, folder, output, result)
+
+
+def _label(work: Work) -> str | None:
+    """What the labels were taken for, where every row has one."""
+    return None if work.data.train.task is None else taken(work.data.train, "as the teacher has it")
 
 
 def _with_map(settings: DistillConfig, layer_map: str) -> DistillConfig:
@@ -129,6 +140,7 @@ def _learn(
     exits, spent, lessons = _taught(work, folder)
     report = {
         **report_of(student.model, data, work.plan.name, work.metric, exits),
+        **({"label": label} if (label := _label(work)) else {}),
         **told_of_words(work.sample),
         **speed(spent),
         **_did(work, lessons),

@@ -343,18 +343,17 @@ def _tells_attention(name: str, method: Distiller, model: ExitModel, registry: R
 
 def _encoded(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """All rows to learn from, in their order, as a tokenizer has them."""
-    parts = [
-        encode(replace(rows, data=rows.data.remove_columns([n for n in rows.data.column_names if n == "label"])),
-               tokenizer, max_length, isinstance(job.task, Tagging))
-        for rows in (job.rows, job.unlabelled)
-        if rows is not None
-    ]  # fmt: skip
+    tagging = isinstance(job.task, Tagging)
+    there = [rows for rows in (job.rows, job.unlabelled) if rows is not None]
+    parts = [encode(rows, tokenizer, max_length, tagging) for rows in there]
+    parts = [part.remove_columns([name for name in part.column_names if name == "labels"]) for part in parts]
     return concatenate_datasets(parts)
 
 
 def _words(rows: Sequence[Rows | None], encoded: Sequence[Dataset]) -> LearnedWords:
     """Count the words of rows that all who encoded them see. Raises UsageError: there is none."""
-    total = sum(len(words) for part in rows if part is not None for words in part.data["words"][:])
+    there = [part for part in rows if part is not None]
+    total = sum(len(one) for part in there for one in (label_array(part) if part.task else part.data["words"][:]))
     learned = sum(
         len(set.intersection(*(set(present(owners)) for owners in of_row)))
         for of_row in zip(*(one["words"][:] for one in encoded), strict=True)

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from exitkit.data.conll import CONLL, NotAWord, conll
+from exitkit.data.conll import CONLL, WORD, NotAWord, conll
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.prediction.lines import (
     Bad,
@@ -113,19 +113,31 @@ def _file(path: Path, wanted: Wanted) -> Iterator[Line | BadLine]:
                     quotes = not has_stray_quotes(_without_bom(again))
                 yield from table(lines, TAB, wanted, quotes)
             case suffix if suffix in CONLL and wanted.keeps_words:
-                yield from _conll(lines, suffix == ".conllu")
+                yield from _conll(lines, suffix == ".conllu", wanted)
             case _:
                 yield from _plain(lines, wanted)
 
 
-def _conll(lines: Iterable[bytes], universal: bool) -> Iterator[Line | BadLine]:
+def _conll(lines: Iterable[bytes], universal: bool, wanted: Wanted) -> Iterator[Line | BadLine]:
     try:
-        for number, words, _ in conll((raw.decode() for raw in lines), universal, tagged=False):
+        for number, words, _ in conll((raw.decode() for raw in lines), universal, False, _numbered(wanted)):
             yield Line(number, words, None)
     except NotAWord as error:
         raise ExitkitError(str(error)) from None
     except UnicodeDecodeError as error:
         raise ExitkitError(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from None
+
+
+def _numbered(wanted: Wanted) -> str | None:
+    """The number of the words' column in a CoNLL file: as asked, else as in training; None for the usual one."""
+    given = wanted.text
+    if given is None and wanted.trained_on is not None and wanted.trained_on[0].isdecimal():
+        given = wanted.trained_on[0]
+    if given is None or given == WORD:
+        return None
+    if not given.isdecimal() or given == "0":
+        raise UsageError(f"a CoNLL file has columns by number, such as --text-column 2; there is no '{given}'")
+    return given
 
 
 def _check_is_file(path: Path) -> None:

@@ -23,6 +23,7 @@ from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows, only_split, read_from
 from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
+from exitkit.data.taken import taken
 from exitkit.errors import UsageError, one_of
 from exitkit.heads import choose_pooling
 from exitkit.measure import Sample, told_of_words
@@ -70,7 +71,8 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
     partial = check_output(output, settings.resume, settings.overwrite)
     registry = installed()
     recipe_name, recipe, epochs = build("recipe", settings.recipe, registry.recipe)
-    data = _data(settings)
+    data, label = _data(settings)
+    log.info("label: %s", label)
     metric = settings.metric or data.task.default_metric
     data.task.metric(metric)  # refuse a misspelt label before training, not after
     weights = class_weights(settings.class_weights, data.train)
@@ -104,6 +106,7 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
     card = card_of(settings, model, data, told, max_length, metric, recipe.probes())
     report = {
         **report_of(model, data, recipe_name, metric, score_exits(model, sample, metric)),
+        "label": label,
         **told_of_words(sample),
         **score_gates(Artifact(partial, model, tokenizer, card, {}), registry, sample, metric),
         **speed(spent),
@@ -113,16 +116,19 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
     return report
 
 
-def _data(settings: TrainConfig) -> TrainingData:
-    """The rows, with their classes in the order of the classifier that training starts from, if it is one."""
+def _data(settings: TrainConfig) -> tuple[TrainingData, str]:
+    """The rows, with their classes in the order of the classifier that training starts from, if it is one; and what
+    their labels were taken for.
+    """
     columns = Columns(settings.text_column, settings.pair_column, settings.label_column)
 
     def read(task: Task | str | None) -> TrainingData:
         return training_and_calibration(settings.data, columns, settings.seed, settings.max_train_samples, task)
 
     data = read(settings.task)
+    label = taken(data.train, settings.task and "as --task says")
     order = label_order(str(settings.model), data.task, settings.label_names)
-    return data if order == data.task.labels else read(replace(data.task, labels=order))
+    return (data if order == data.task.labels else read(replace(data.task, labels=order))), label
 
 
 def _run(job: Job, phases: Sequence[Phase], folder: Path, fine_tuned: bool) -> Spent:
