@@ -1,8 +1,8 @@
 """What a policy must keep to while it runs. Only shapes and dtypes are looked at: nothing here reads a tensor.
 
-A policy is asked outside of inference mode, without gradients. There torch refuses to change in place what the loop made
-in inference mode, and counts the changes of all other tensors, so that neither goes unseen. What goes behind torch's back
-(`.data`, `.detach()`, `.numpy()`) is left to `exitkit.testing.check_policy`.
+A policy is asked outside of inference mode, without gradients. There torch refuses to change in place what the loop
+made in inference mode, and counts the changes of all other tensors, so that neither goes unseen. What goes behind
+torch's back (`.data`, `.detach()`, `.numpy()`) is left to `exitkit.testing.check_policy`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def _ask(name: str, method: str, asked: Callable[[Seen, State], T], seen: Seen, 
     handed = state if main.is_inference() else {**_tensors(seen), **state}
     before = {key: tensor._version for key, tensor in handed.items() if not tensor.is_inference()}
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
+            torch.set_grad_enabled(False)  # until the end of the block; half as long as another one takes
             answer = asked(seen, state)
     except RuntimeError as error:
         if not str(error).startswith(INFERENCE_CHANGED):
@@ -122,7 +123,7 @@ def _ask(name: str, method: str, asked: Callable[[Seen, State], T], seen: Seen, 
 def _changed(asked: Callable[[Seen, State], Any], seen: Seen, state: State) -> list[str]:
     """The names of what a method changes in place: it is asked once more, about copies that count their changes."""
     with torch.inference_mode(False), torch.no_grad():
-        copies = {key: tensor.clone() for key, tensor in _tensors(seen).items()}
+        copies: dict[str, Any] = {key: tensor.clone() for key, tensor in _tensors(seen).items()}
         own = {key: tensor.clone() for key, tensor in state.items()}
         before = {key: tensor._version for key, tensor in {**copies, **own}.items()}
         asked(dataclasses.replace(seen, **copies), dict(own))

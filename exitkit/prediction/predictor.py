@@ -287,7 +287,8 @@ def _of_other_precision(model: Artifact, name: str, entry: Mapping[str, Any]) ->
         return None
     return (
         f"policy '{name}' was calibrated in {stored}, and {model.folder} runs in {now}: a few rows per thousand may "
-        f"leave at other exits, and speed-ups in time are those of {stored}. Calibrate with --precision {now} to know them."
+        f"leave at other exits, and speed-ups in time are those of {stored}. Calibrate with --precision {now} to know "
+        "them."
     )
 
 
