@@ -1,6 +1,15 @@
-"""What a policy must keep to while it runs. Only shapes and dtypes are looked at: nothing here reads a tensor."""
+"""What a policy must keep to while it runs. Only shapes and dtypes are looked at: nothing here reads a tensor.
+
+A policy is asked outside of inference mode, without gradients. There torch refuses to change in place what the loop
+made in inference mode, and counts the changes of all other tensors, so that neither goes unseen. What goes behind
+torch's back (`.data`, `.detach()`, `.numpy()`) is left to `exitkit.testing.check_policy`.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,13 +18,20 @@ from exitkit.errors import PluginError
 from exitkit.limits import NONE, Limits
 from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
 
+T = TypeVar("T")
+INFERENCE_CHANGED = "Inplace update to inference tensor"
+"""How torch's own error begins."""
+
 
 def decide(
     name: str, policy: ExitPolicy, seen: Evidence, state: State, limits: Limits = NONE
 ) -> tuple[Decision, State]:
     """Ask a policy who leaves, and check its answer. Both forms of answer come back as a Decision, within `limits`."""
     try:
-        decision, new_state = policy.decide(seen, dict(state))  # a copy, so that keys added in place are seen
+        # a copy of the state, so that keys added in place are seen
+        decision, new_state = _ask(name, "decide", lambda seen, state: policy.decide(seen, dict(state)), seen, state)
+    except PluginError:
+        raise
     except Exception as error:
         raise _broken(name, f"decide failed at exit {seen.exit}: {type(error).__name__}: {error}") from error
     if isinstance(decision, Tensor):
@@ -34,7 +50,9 @@ def decide(
 def gate(name: str, policy: ExitPolicy, before: Passage, state: State) -> Tensor | None:
     """Ask a policy which sequences run a layer, and check its answer."""
     try:
-        runs = policy.gate(before, state)
+        runs = _ask(name, "gate", policy.gate, before, state)
+    except PluginError:
+        raise
     except Exception as error:
         raise _broken(name, f"gate failed before layer {before.layer}: {type(error).__name__}: {error}") from error
     if runs is not None:
@@ -53,7 +71,9 @@ def gate_cost(name: str, policy: ExitPolicy, before: Passage) -> int:
 def conclude(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> Tensor | None:
     """Ask a policy for its answer at the last exit, and check it."""
     try:
-        answer = policy.conclude(seen, state)
+        answer = _ask(name, "conclude", policy.conclude, seen, state)
+    except PluginError:
+        raise
     except Exception as error:
         raise _broken(name, f"conclude failed: {type(error).__name__}: {error}") from error
     if answer is not None:
@@ -64,7 +84,8 @@ def conclude(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> Ten
 def start(name: str, policy: ExitPolicy, units: int, device: torch.device) -> State:
     """Ask a policy for its first state, and check that it has one row per unit."""
     try:
-        state = policy.start(units, device)
+        with torch.inference_mode(False), torch.no_grad():
+            state = policy.start(units, device)
     except Exception as error:
         raise _broken(name, f"start failed: {type(error).__name__}: {error}") from error
     _must_be_state(name, "start", state)
@@ -72,6 +93,50 @@ def start(name: str, policy: ExitPolicy, units: int, device: torch.device) -> St
         if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.shape[0] != units:
             raise _broken(name, f"state '{key}' must be a tensor with {units} rows, one per unit.")
     return state
+
+
+Seen = TypeVar("Seen", Evidence, Passage)
+
+
+def _ask(name: str, method: str, asked: Callable[[Seen, State], T], seen: Seen, state: State) -> T:
+    """What a method says of what it sees and of the state. Raises PluginError: it changed either in place."""
+    main = seen.hidden if isinstance(seen, Passage) else seen.logits
+    # What the loop makes is guarded as a whole; the state holds what the policy made itself.
+    handed = state if main.is_inference() else {**_tensors(seen), **state}
+    before = {key: tensor._version for key, tensor in handed.items() if not tensor.is_inference()}
+    try:
+        with torch.inference_mode(False):
+            torch.set_grad_enabled(False)  # until the end of the block; half as long as another one takes
+            answer = asked(seen, state)
+    except RuntimeError as error:
+        if not str(error).startswith(INFERENCE_CHANGED):
+            raise
+        changed = _changed(asked, seen, state)
+    else:
+        changed = [key for key, version in before.items() if handed[key]._version != version]
+    if changed:
+        what = ", ".join(f"state '{key}'" if key in state else f"'{key}'" for key in changed)
+        raise _broken(name, f"{method} changes {what} of what it is given, in place; change a copy (tensor.clone()).")
+    return answer
+
+
+def _changed(asked: Callable[[Seen, State], Any], seen: Seen, state: State) -> list[str]:
+    """The names of what a method changes in place: it is asked once more, about copies that count their changes."""
+    with torch.inference_mode(False), torch.no_grad():
+        copies: dict[str, Any] = {key: tensor.clone() for key, tensor in _tensors(seen).items()}
+        own = {key: tensor.clone() for key, tensor in state.items()}
+        before = {key: tensor._version for key, tensor in {**copies, **own}.items()}
+        asked(dataclasses.replace(seen, **copies), dict(own))
+    return [key for key, tensor in {**copies, **own}.items() if tensor._version != before[key]]
+
+
+def _tensors(seen: Evidence | Passage) -> Mapping[str, Tensor]:
+    """The tensors of what a policy sees, by field."""
+    if isinstance(seen, Passage):
+        return {"hidden": seen.hidden, "bounds": seen.bounds, "sequence": seen.sequence}
+    found = {"logits": seen.logits, "live": seen.live, "fresh": seen.fresh, "sequence": seen.sequence}
+    more = {"position": seen.position, "probe": seen.probe, "key": seen.key}
+    return found | {key: tensor for key, tensor in more.items() if tensor is not None}
 
 
 def _same_rows(name: str, new: State, old: State) -> None:

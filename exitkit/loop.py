@@ -44,10 +44,12 @@ def run(model: ExitModel, batch: Batch, schedule: Schedule) -> Trace:
     trace = Recorder(stream, model.shape)
     below = 0
     for exit, layer in enumerate(model.exits[: walk.last - 1], start=1):
+        if not schedule.asked[exit - 1]:
+            continue  # nobody may leave; who runs a layer before the next exit that is asked counts there
         stream, ran = walk.climb(below, layer, stream, state, trace)
         below = layer
-        if not schedule.asked[exit - 1] or not any(ran):
-            continue  # nobody may leave, or no state has changed since the exit before
+        if not any(ran):
+            continue  # no state has changed since an exit was asked
         seen, asked = walk.look(exit, layer, stream, ran, trace)
         decision, state = walk.decide(seen, asked, state)
         leaving = decision.leave.nonzero().squeeze(1)  # one read from the device per exit

@@ -42,9 +42,10 @@ class Evidence:
     """What a policy may look at after one exit: one row per unit of every sequence still running.
 
     In tagging, words that have their answer keep a row while their sentence runs: `live` is False and `logits` final.
-    Units whose sequence skipped every layer since the exit before have `fresh` False and their latest logits (zeros
-    before the first). The loop lets only live and fresh units leave, and keeps the state of all others as it was, so
-    a policy may ignore both. Fields are only ever added: build one for a test with `exitkit.testing.evidence`.
+    Units whose sequence skipped every layer since the last exit that was asked have `fresh` False and their latest
+    logits (zeros before the first). The loop lets only live and fresh units leave, and keeps the state of all others as
+    it was, so a policy may ignore both. Fields are only ever added: build one for a test with
+    `exitkit.testing.evidence`.
     """
 
     exit: int  # 1-based number of this exit
@@ -55,7 +56,7 @@ class Evidence:
     task: str
     logits: Tensor  # [U, C]; NaN when the policy does not read them
     live: Tensor  # [U] bool, no answer yet
-    fresh: Tensor  # [U] bool, new states since the exit before
+    fresh: Tensor  # [U] bool, new states since the last exit that was asked
     sequence: Tensor  # [U] running sequence of each unit, ascending from 0
     position: Tensor  # [U] place of the unit in its sequence: the word's number, 0 in classification
     probe: Tensor | None = None  # [U, p] what the policy's probe says of the exit's features

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from exitkit.model import ExitModel
     from exitkit.stream import Stream
     from exitkit.tasks import Task
+
+
+Over = Literal["units", "tokens", "pairs", "batch"]
+"""What a loss is a mean over."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class EveryExit:
     def loss(self, logits: Tensor, among: Tensor | None = None) -> Tensor:
         """The task's own loss of some logits [U, C] against the labels, a mean over units, or over those `among` [U].
 
-        Units without a label do not count. Where nobody counts, the loss is 0.
+        Units without a label do not count. Where nobody counts, the loss is 0. Under gradient accumulation the mean is
+        that of the micro-batch; see `Recipe.means_over`.
         """
         assert self.labels is not None, "a phase without labels has no task loss"
         each = self.task.loss(logits, self.labels, self.weights)
@@ -135,11 +140,19 @@ class Recipe(ABC):
         return after
 
     def onward(
-        self, phase: str, model: ExitModel, exit: int, stream: Stream, logits: Tensor, progress: float = 0.0
+        self,
+        phase: str,
+        model: ExitModel,
+        exit: int,
+        stream: Stream,
+        logits: Tensor,
+        progress: float = 0.0,
+        part: int = 0,
     ) -> Stream:
         """What the layer after an exit (from 1) reads: what the exit read, unless changed.
 
         `logits` [U, C] are the exit's answers to the units of the stream; with `stream.resting` some of them stop.
+        `part` is the number of the micro-batch in its step, from 0. A recipe may leave it out of its arguments.
         """
         return stream
 
@@ -150,6 +163,15 @@ class Recipe(ABC):
     @abstractmethod
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
         """Named scalars for one batch."""
+
+    def means_over(self, phase: str, name: str) -> Over:
+        """What a loss is a mean over, so that micro-batches of any size add up to the loss of one batch.
+
+        The trainer weighs a micro-batch's loss by its share of the step's units, tokens, or pairs of tokens of one
+        sequence. "batch" is for what is no mean: micro-batches then count alike. Exact where the loss counts all of
+        them; a mean over some units only, such as `EveryExit.loss` among some, weighs as if it counted all.
+        """
+        return "units"
 
     def watched(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
         """Named scalars of one batch to keep an eye on; they are averaged from one progress report to the next."""

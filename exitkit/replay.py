@@ -153,7 +153,7 @@ def play(schedule: Schedule, about: About, says: Says) -> Outcome:
     units, device = len(about.sequence), about.sequence.device
     reads, last = reads_heads(schedule.first), limits.last(shape.exits)
     state = contract.start(schedule.name, schedule.first, units, device)
-    answers = torch.zeros(units, shape.labels, device=device)
+    answers = torch.zeros(units, shape.labels, dtype=torch.float32, device=device)
     taken = torch.full((units,), last, device=device)
     live = everyone = torch.ones(units, dtype=torch.bool, device=device)
 

@@ -40,6 +40,11 @@ def inference_dtype(config: Common) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """What settings and files call a number format."""
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
+
+
 def training_bf16(config: Common, device: torch.device) -> bool:
     """Whether to train in bf16 autocast: asked for, or `auto` on hardware that multiplies bf16 natively."""
     if config.precision != "auto":
@@ -63,7 +68,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
         "device": str(device),
         "processor": name,
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
+        "precision": precision_of(dtype),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -108,12 +108,16 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
 
     Returns the tokens to embed and a stream whose `hidden` still is empty ([T, 0]): `stream.carrying(embedded)`
     completes it. Without `words` in the batch every sequence is one unit.
+
+    Raises ValueError: a row without a token, whose unit would have the first token of another row speak for it.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     device = ids.device
     in_order = mask.sum(dim=1).tolist()
     order = packing_order(in_order)
     lengths = tuple(in_order[i] for i in order)
+    if lengths[0] < 1:
+        raise ValueError(f"row {order[0]} of the batch has no token; give it one (exitkit.data.batches.with_tokens)")
     rows = torch.tensor(order, device=device)
     if lengths[0] == ids.shape[1]:  # nothing is padded, and `order` is the batch's own
 
@@ -135,7 +139,7 @@ def pack(batch: Batch) -> tuple[Tokens, Stream]:
         units = _words_as_units(flat(words), bounds, rows)
     packed = flat(ids)
     stream = Stream(
-        hidden=torch.empty(len(packed), 0, device=device),
+        hidden=torch.empty(len(packed), 0, dtype=torch.float32, device=device),
         lengths=lengths,
         bounds=bounds,
         live=torch.ones_like(units["row"], dtype=torch.bool),

@@ -72,7 +72,7 @@ class Recorder:
     def __init__(self, stream: Stream, shape: Shape) -> None:
         device, units = stream.hidden.device, stream.units
         self.waiting = units
-        self._logits = torch.zeros(units, shape.labels, device=device)
+        self._logits = torch.zeros(units, shape.labels, dtype=torch.float32, device=device)
         self._exit = torch.zeros(units, dtype=torch.long, device=device)
         self._layers = torch.zeros(units, dtype=torch.long, device=device)
         self._tokens = stream.tokens

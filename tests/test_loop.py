@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,9 +18,10 @@ from exitkit.loop import every_exit, run
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import ExitPolicy, knob, normalised_entropy
+from exitkit.replay import record, replay
 from exitkit.settings import Schedule, off, schedule
 from exitkit.stream import halt, pack, select
-from exitkit.testing import tiny_batch, tiny_model
+from exitkit.testing import check_policy, tiny_batch, tiny_model
 from exitkit.trace import Trace
 
 REGISTRY = installed()
@@ -423,3 +425,74 @@ def test_a_policy_that_breaks_its_contract_is_named(method: str, result: object,
     model = tiny_model()
     with pytest.raises(PluginError, match=f"policy 'throwaway' breaks its contract: .*{message}"):
         run(model, tiny_batch(), throwaway(broken(method, result), model))
+
+
+CHANGES = {
+    "logits": lambda seen, state: seen.logits.mul_(-1),
+    "live": lambda seen, state: seen.live.fill_(False),
+    "position": lambda seen, state: seen.position[:1].add_(1),
+    "count": lambda seen, state: state["count"].add_(1),
+}
+
+
+def changing(change: Callable[..., object], method: str = "decide") -> type[ExitPolicy]:
+    """A policy that changes what it is given."""
+
+    def decide(self, seen, state):
+        if method == "decide":
+            change(seen, state)
+        return seen.logits[:, 0] > 9, state
+
+    def conclude(self, seen, state):
+        if method == "conclude":
+            change(seen, state)
+
+    start = lambda self, units, device: {"count": torch.zeros(units)}  # noqa: E731
+    body = {"start": start, "decide": decide, "conclude": conclude}
+    return dataclass(frozen=True)(type("Changing", (ExitPolicy,), body))
+
+
+@pytest.mark.parametrize("method", ["decide", "conclude"])
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_policy_that_changes_what_it_is_given_is_named_with_the_field(field: str, method: str) -> None:
+    model, rows = tiny_model(), tiny_batch()
+    plan = throwaway(changing(CHANGES[field], method), model)
+    words = f"policy 'throwaway' breaks its contract: {method} changes .*'{field}'"
+    with pytest.raises(PluginError, match=words):
+        run(model, rows, plan)
+    with pytest.raises(PluginError, match=words):
+        replay(record(model, [rows]), plan)
+
+
+def test_a_gate_that_changes_hidden_states_is_named() -> None:
+    def gate(self, before, state):
+        before.hidden.zero_()
+
+    body = {"gate": gate, "decide": lambda self, seen, state: (seen.live & False, state)}
+    policy = dataclass(frozen=True)(type("Gate", (ExitPolicy,), body))
+    model = tiny_model()
+    with pytest.raises(PluginError, match="gate changes 'hidden'"):
+        run(model, tiny_batch(), throwaway(policy, model))
+
+
+@pytest.mark.parametrize("behind", [lambda t: t.data.neg_(), lambda t: t.numpy().fill(0)])
+def test_a_change_behind_torchs_back_is_caught_by_check_policy(behind: Callable[..., object]) -> None:
+    with pytest.raises(AssertionError, match="changes the evidence"):
+        check_policy(changing(lambda seen, state: behind(seen.logits)))
+
+
+def test_policies_with_a_memory_of_their_own_or_an_eye_on_the_batch_are_caught_by_check_policy() -> None:
+    calls = []
+
+    def remembers(self, seen, state):
+        calls.append(1)
+        return seen.live & (len(calls) % 2 == 0), state
+
+    def averages(self, seen, state):
+        sure = seen.logits.float().softmax(-1).amax(-1)
+        return sure >= sure.mean(), state
+
+    for decide in (remembers, averages):
+        policy = dataclass(frozen=True)(type("Wrong", (ExitPolicy,), {"decide": decide}))
+        with pytest.raises(AssertionError):
+            check_policy(policy)

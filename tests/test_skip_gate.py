@@ -15,6 +15,7 @@ from families import LENGTHS, batch, stock, with_exits
 import exitkit
 from exitkit.cost import flops, prices
 from exitkit.errors import UsageError
+from exitkit.limits import NONE, Limits
 from exitkit.loop import run
 from exitkit.model import ExitModel
 from exitkit.policy import Shape, normalised_entropy
@@ -228,6 +229,32 @@ def test_a_skipped_layer_asks_no_exit() -> None:
     eager = run(model, rows, plan(model, threshold=1.0))
     assert eager.exit.tolist() == [2] * 5
     assert eager.layers.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("settings", [{"limits": Limits(min_exit=3)}, {"threshold": ["off", "off", 1.0, 1.0, 1.0]}])
+def test_what_ran_since_the_last_exit_that_was_asked_counts_at_the_next_one(settings: dict) -> None:
+    """Layers 3 and 5 are skipped. Exits 1 and 2 are not asked, so exit 3 is the first to see layers 1 and 2."""
+    model, rows = tiny_model(), tiny_batch(5)
+    answering(gated(model), [-9.0, -9.0, 9.0, -9.0, 9.0, -9.0])
+    given = {"threshold": settings.get("threshold", 1.0)}
+    trace = run(model, rows, schedule("skip-gate", SkipGate, given, model.shape, settings.get("limits", NONE)))
+    assert trace.exit.tolist() == [3] * 5
+    assert trace.layers.tolist() == [2] * 5
+    assert trace.work.heads == (0, 0, 5, 0, 0, 0)
+    with torch.inference_mode():
+        tokens, stream = pack(rows)
+        stream = stream.carrying(model.encoder.embed(tokens))
+        for layer in (1, 2):
+            stream = stream.carrying(model.encoder.layer(layer - 1, stream))
+        expected = model.read(3, stream)[1][stream.row.argsort()]
+    assert torch.allclose(trace.logits, expected, atol=1e-5)
+
+
+def test_an_exit_that_was_asked_is_not_asked_again_before_a_layer_has_run() -> None:
+    model, rows = tiny_model(), tiny_batch(5)
+    answering(gated(model), [-9.0, -9.0, 9.0, 9.0, -9.0, -9.0])
+    plan = schedule("skip-gate", SkipGate, {"threshold": 0.0}, model.shape, Limits(min_exit=2))
+    assert run(model, rows, plan).work.heads == (0, 5, 0, 0, 5, 5)
 
 
 def test_the_gates_cost_what_they_multiply() -> None:

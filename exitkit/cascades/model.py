@@ -83,7 +83,7 @@ class Asked:
         Reads from the device how many rows these are.
         """
         model, rows = self.cascade.models[exit - 1], who.nonzero().squeeze(1)
-        logits = torch.zeros(self.rows, model.shape.labels, device=who.device)
+        logits = torch.zeros(self.rows, model.shape.labels, dtype=torch.float32, device=who.device)
         if rows.shape[0] == 0:
             return logits
         part = {name: values[rows] for name, values in own(self.batch, exit - 1).items()}

@@ -20,6 +20,8 @@ from exitkit.tagging import LEFT_OUT
 # Types that hold a million encoded rows in little memory; padding makes them all int64.
 TOKEN_TYPES = {"input_ids": pa.int32(), "token_type_ids": pa.int8(), "attention_mask": pa.int8()}
 NO_LABEL = -100  # fills up rows of labels of words
+STANDS_IN = ("unk_token_id", "cls_token_id", "bos_token_id", "sep_token_id", "eos_token_id", "pad_token_id")
+"""Which token is read where a row has none: the first of these that there is."""
 
 # What `limit` answers where neither tokenizer nor model knows an end (relative positions, as in XLNet).
 NO_END = 512
@@ -67,9 +69,10 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, tagg
     """Tokenise: columns input_ids, attention_mask, token_type_ids if the tokenizer gives them, labels if
     there are, and for tagging `words`: the word each token belongs to, −1 for none.
 
-    Longer rows are cut, pairs at the longer text; nothing is padded. An empty text is only special tokens. Labels of
-    words are those of the words that have a token. The tokens of words that are left out belong to no word: they are
-    read, but nothing is asked of them. Texts that are not given in words are split by the tokenizer.
+    Longer rows are cut, pairs at the longer text; nothing is padded. An empty text is only special tokens, and where a
+    tokenizer adds none, one token (see `with_tokens`). Labels of words are those of the words that have a token. The
+    tokens of words that are left out belong to no word: they are read, but nothing is asked of them. Texts that are not
+    given in words are split by the tokenizer.
 
     Raises UsageError: tagging with a tokenizer that does not tell which word a token belongs to.
     """
@@ -128,6 +131,26 @@ def _tensor(values: Sequence[Any], fill: int | None) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
+def with_tokens(columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give rows that have no token one of STANDS_IN, as a token of no word. Changes the columns' rows in place.
+
+    Tokenizers without special tokens make nothing of an empty text, or of words that they do not know. Such a row would
+    have no state that an exit could read.
+    """
+    empty = [row for row, ids in enumerate(columns["input_ids"]) if not len(ids)]
+    if not empty:
+        return
+    fill = {
+        "input_ids": next(found for name in STANDS_IN if (found := getattr(tokenizer, name)) is not None),
+        "token_type_ids": 0,
+        "attention_mask": 1,
+        "words": -1,
+    }
+    for name in fill.keys() & columns.keys():
+        for row in empty:
+            columns[name][row] = [fill[name]]
+
+
 def present(owners: Sequence[int]) -> list[int]:
     """The words that have a token, in order; `owners` is a row of the column `words`."""
     return sorted({word for word in owners if word >= 0})
@@ -154,7 +177,7 @@ def _encode(
         padding=False,
         verbose=False,
     )
-    columns = {name: pa.array(tokens[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in tokens}
+    lists = {name: tokens[name] for name in TOKEN_TYPES if name in tokens}
     if tagging:
         owners = [[-1 if word is None else word for word in tokens.word_ids(row)] for row in range(len(batch["text"]))]
         if "label" in batch:
@@ -162,6 +185,10 @@ def _encode(
                 [-1 if word < 0 or tags[word] == LEFT_OUT else word for word in own]
                 for tags, own in zip(batch["label"], owners, strict=True)
             ]
+        lists["words"] = owners
+    with_tokens(lists, tokenizer)
+    columns = {name: pa.array(lists[name], pa.list_(kind)) for name, kind in TOKEN_TYPES.items() if name in lists}
+    if tagging:
         columns["words"] = pa.array(owners, pa.list_(pa.int32()))
         if "label" in batch:
             kept = [[tags[word] for word in present(own)] for tags, own in zip(batch["label"], owners, strict=True)]

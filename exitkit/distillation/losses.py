@@ -31,7 +31,8 @@ def answer_losses(seen: EveryExit, loss: str, temperature: float, hard: float) -
 
     Of exit e on layer ℓ, ℓ/Σℓ times the mean over units of (1 − hard) · `answer_loss` + hard · the task's own loss for
     units with a label, and of `answer_loss` alone for units without one. Units of which the teacher says nothing, which
-    are words that it does not see, do not count.
+    are words that it does not see, do not count. (Under gradient accumulation a micro-batch's mean weighs as all of its
+    words do, such words among them.)
     """
     assert seen.lesson is not None
     assert seen.lesson.logits is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from exitkit import config, parsing, runtime
 from exitkit.artifact import Artifact
@@ -19,13 +22,14 @@ from exitkit.calibration.calibrate import held_settings
 from exitkit.calibration.search import Candidate, pick
 from exitkit.cascades.folder import open_artifact
 from exitkit.config import Choice, PredictConfig
+from exitkit.data.batches import Reader, padded, with_tokens
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import NONE, Limits
 from exitkit.measure import full_model
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
-from exitkit.prediction.lines import BadLine, Line
+from exitkit.prediction.lines import Bad, BadLine, Line, text_of
 from exitkit.prediction.reading import read
 from exitkit.prediction.writing import open_writer
 from exitkit.settings import Schedule, schedule
@@ -39,6 +43,7 @@ Text = str | tuple[str, str] | list[str]
 """A text, a pair of texts (a tuple, or a list where the model takes pairs), or the words of one text (a list)."""
 Answer = dict[str, Any]
 MOST_NAMED = 100
+NOT_FINITE = "the model answers NaN or infinite values"
 
 
 class Predictor:
@@ -46,6 +51,8 @@ class Predictor:
 
     def __init__(self, model: Artifact, registry: Registry) -> None:
         self.artifact, self.registry = model, registry
+        self._modules = tuple(model.model.modules())
+        self._said: set[str] = set()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -70,7 +77,8 @@ class Predictor:
                 the full model.
             speedup: use the calibrated setting for this speed-up.
             max_exit: a deadline: everybody is answered at this exit at the latest.
-            batch_size: rows at a time; answers do not depend on it.
+            batch_size: rows at a time. Answers do not depend on it in fp32, but where an exit's answer ties with a
+                threshold to the last digit; in bf16 a few rows per thousand may leave at another exit.
             probabilities: add those of all labels.
 
         Returns:
@@ -81,11 +89,13 @@ class Predictor:
 
         Raises:
             UsageError: not texts, or a policy or speed-up that this model has not been calibrated for.
+            ExitkitError: the model answers a text with NaN or infinite values; the message names it by its number.
         """
         plan = self.plan(policy, speedup, max_exit)
         answers: list[Answer] = []
-        for chunk in _chunks(iter(self._checked(texts)), batch_size):
-            answers += self.answered(chunk, plan, probabilities)[0]
+        for chunk in _chunks(iter(self._checked(texts)), _size(batch_size)):
+            for answer in self.answered(chunk, plan, probabilities):
+                answers.append(self._there(len(answers), answer))
         return answers
 
     def predict_proba(
@@ -101,14 +111,26 @@ class Predictor:
         if isinstance(self.artifact.task, Tagging):
             raise UsageError("a tagging model answers words; use predict(texts, probabilities=True).")
         plan = self.plan(policy, speedup, max_exit)
-        chunks = _chunks(iter(self._checked(texts)), batch_size)
-        task = self.artifact.task
-        found = [task.probabilities(self._run(self._batch(chunk), plan).logits).cpu().numpy() for chunk in chunks]
+        chunks = _chunks(iter(self._checked(texts)), _size(batch_size))
+        task, rows = self.artifact.task, 0
+        found = []
+        for chunk in chunks:
+            logits = self._run(self._batch(chunk), plan).logits
+            for row in sorted(_damaged(logits)):
+                self._there(rows + row, None)
+            found.append(task.probabilities(logits).cpu().numpy())
+            rows += len(chunk)
         return np.concatenate(found) if found else np.zeros((0, len(self.labels)), dtype=np.float32)
 
+    def _there(self, number: int, answer: Answer | None) -> Answer:
+        if answer is None:
+            raise ExitkitError(f"{self.artifact.folder}: {NOT_FINITE} for text {number}; the others can be answered.")
+        return answer
+
     def _checked(self, texts: Sequence[Text]) -> Sequence[Text]:
-        pairs = bool(self.artifact.card.data["columns"].get("text_pair"))
-        return _checked(texts, pairs, isinstance(self.artifact.task, Tagging))
+        columns = self.artifact.card.data["columns"]
+        tagging = isinstance(self.artifact.task, Tagging)
+        return _checked(texts, bool(columns.get("text_pair")), tagging, columns.get("text") or "text")
 
     def plan(
         self,
@@ -121,43 +143,48 @@ class Predictor:
         if policy is not None:
             choice = parsing.parse(PredictConfig, {"policy": policy}).policy
         wanted = None if speedup is None else parsing.parse(PredictConfig, {"speedup": speedup}).speedup
-        return stored_plan(self.artifact, self.registry, choice, wanted, max_exit)
+        return stored_plan(self.artifact, self.registry, choice, wanted, max_exit, self._warn)
 
-    def answered(
-        self, texts: Sequence[Text], plan: Schedule, probabilities: bool = False
-    ) -> tuple[list[Answer], Trace]:
-        """Answer one batch: a row per text, and what happened."""
+    def _warn(self, warning: str) -> None:
+        """Log a warning the first time: a service asks for thousands of plans."""
+        if warning not in self._said:
+            self._said.add(warning)
+            log.warning(warning)
+
+    def answered(self, texts: Sequence[Text], plan: Schedule, probabilities: bool = False) -> list[Answer | None]:
+        """Answer one batch: a row per text, None where the model answers NaN or infinite values."""
         task = self.artifact.task
         skips = type(plan.first).gate is not ExitPolicy.gate
+        found: list[Answer]
         if isinstance(task, Tagging):
             sentences = cast(Sequence[words.Sentence], texts)
             batch, read = words.batch_of(sentences, self.artifact.tokenizer, self.artifact.card.max_length)
             trace = self._run(batch, plan)
-            return words.answers(trace, read, task, skips, probabilities), trace
-        trace = self._run(self._batch(texts), plan)
-        return self._rows(trace, skips, probabilities), trace
+            found = words.answers(trace, read, task, skips, probabilities)
+            owner = [row for row, one in enumerate(read) for _ in one.seen]
+        else:
+            trace = self._run(self._batch(texts), plan)
+            found = self._rows(trace, skips, probabilities)
+            owner = list(range(len(texts)))
+        damaged = {owner[unit] for unit in _damaged(trace.logits)}
+        return [None if row in damaged else answer for row, answer in enumerate(found)]
 
     def _batch(self, texts: Sequence[Text]) -> Batch:
+        first = [text if isinstance(text, str) else text[0] for text in texts]
+        second = None if isinstance(texts[0], str) else [text[1] for text in texts]
         batch: Batch = {}
         for prefix, reader in self.artifact.readers.items():
-            tokens = reader.tokenizer(
-                [text if isinstance(text, str) else text[0] for text in texts],
-                None if isinstance(texts[0], str) else [text[1] for text in texts],
-                truncation=True,
-                max_length=reader.max_length,
-                padding=True,
-                return_tensors="pt",
-                verbose=False,
-            )
-            batch |= {prefix + name: rows for name, rows in tokens.items()}
+            batch |= {prefix + name: rows for name, rows in _tokens(first, second, reader).items()}
         return batch
 
     def _run(self, batch: Batch, plan: Schedule) -> Trace:
-        device = self.artifact.model.device
-        trace = self.artifact.model.run({name: tensor.to(device) for name, tensor in batch.items()}, plan)
-        if not torch.isfinite(trace.logits).all():
-            raise ExitkitError(f"{self.artifact.folder}: the model answers NaN or infinite values.")
-        return trace
+        model = self.artifact.model
+        if any(module.training for module in self._modules):  # somebody trained it, or a part of it
+            model.eval()
+        device = model.device
+        lowered = torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if lowered else nullcontext():
+            return model.run({name: tensor.to(device) for name, tensor in batch.items()}, plan)
 
     def _rows(self, trace: Trace, skips: bool, probabilities: bool) -> list[Answer]:
         answers: list[Answer] = []
@@ -192,9 +219,10 @@ def stored_plan(
     choice: Choice | None,
     speedup: float | None = None,
     max_exit: int | None = None,
+    warn: Callable[[str], None] = log.warning,
 ) -> Schedule:
     """`choose_plan` with a deadline: everybody is answered at exit `max_exit` at the latest."""
-    plan = choose_plan(model, registry, choice, speedup)
+    plan = choose_plan(model, registry, choice, speedup, warn)
     if max_exit is None:
         return plan
     limits = replace(plan.limits, max_exit=max_exit)
@@ -202,7 +230,13 @@ def stored_plan(
     return replace(plan, limits=limits)
 
 
-def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, speedup: float | None = None) -> Schedule:
+def choose_plan(
+    model: Artifact,
+    registry: Registry,
+    choice: Choice | None,
+    speedup: float | None = None,
+    warn: Callable[[str], None] = log.warning,
+) -> Schedule:
     """The policy to answer with: as asked, else as calibrated, else the full model (with a notice).
 
     Raises:
@@ -218,7 +252,7 @@ def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
                     f"{model.folder} has not been calibrated, so there is no setting for {speedup:g}x. Run "
                     f"'exitkit calibrate {model.folder} --target-speedup {speedup:g}x' first."
                 )
-            log.warning("%s has not been calibrated: the full model answers every row", model.folder)
+            warn(f"{model.folder} has not been calibrated: the full model answers every row")
             return full_model(model, registry)
         else:
             choice = Choice(name=[model.policies["default"]])
@@ -230,10 +264,12 @@ def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
     limits = NONE
     if name in stored:
         limits = limits_of(stored[name], model)
+        if (told := _of_other_precision(model, name, stored[name])) is not None:
+            warn(told)
         settings = {**_stored_settings(model, name, stored[name], speedup), **given}
     elif given or speedup is None:
-        if not given:
-            log.warning("policy '%s' has not been calibrated: it runs with its default settings", name)
+        if not given and name != "fixed":  # which has nothing to calibrate
+            warn(f"policy '{name}' has not been calibrated: it runs with its default settings")
         settings = given
     else:
         others = f" Calibrated: {', '.join(stored)}." if stored else ""
@@ -242,6 +278,18 @@ def choose_plan(model: Artifact, registry: Registry, choice: Choice | None, spee
             f"{others} Run 'exitkit calibrate {model.folder} --policy {name} --target-speedup {speedup:g}x' first."
         )
     return schedule(name, policy, settings, model.model.shape, limits)
+
+
+def _of_other_precision(model: Artifact, name: str, entry: Mapping[str, Any]) -> str | None:
+    """What to say where a policy was calibrated in another precision than the model runs in; older files mean fp32."""
+    stored, now = entry.get("precision") or "fp32", runtime.precision_of(model.model.models[-1].stock.dtype)
+    if stored == now:
+        return None
+    return (
+        f"policy '{name}' was calibrated in {stored}, and {model.folder} runs in {now}: a few rows per thousand may "
+        f"leave at other exits, and speed-ups in time are those of {stored}. Calibrate with --precision {now} to know "
+        "them."
+    )
 
 
 def limits_of(entry: Mapping[str, Any], model: Artifact) -> Limits:
@@ -287,17 +335,22 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         trained_on=_columns(model),
     )
     skipped = Skipped()
-    rows = lost = 0
-    histogram = [0] * model.model.shape.exits
+    rows = 0
+    taken: Counter[int | None] = Counter()
     good = _good_lines(lines, settings, skipped)
     with open_writer(settings.output, source=None if source == "-" else cast(Path, source)) as writer:
         for chunk in _chunks(good, settings.batch_size):
-            texts = [line.input for line in chunk]
-            answers, trace = predictor.answered(texts, plan, settings.probabilities)
+            answered = predictor.answered([line.input for line in chunk], plan, settings.probabilities)
+            damaged = [line.number for line, answer in zip(chunk, answered, strict=True) if answer is None]
+            if damaged and settings.on_error != "skip":  # what was answered before the first of them stays
+                answered = answered[: answered.index(None)]
+            answers = [answer for answer in answered if answer is not None]
             writer.write(answers)
-            rows += len(texts)
-            lost += sum(exit is None for answer in answers if "tags" in answer for exit in answer["exit"])
-            histogram = [a + b for a, b in zip(histogram, trace.histogram(len(histogram)), strict=True)]
+            rows += len(answers)
+            taken.update(exit for answer in answers for exit in _exits(answer))
+            for number in damaged:
+                _bad_line(BadLine(number, NOT_FINITE), settings, skipped)
+    lost = taken[None]
     tagging = {"words_lost": lost} if isinstance(model.task, Tagging) else {}
     if lost:
         log.warning(
@@ -313,7 +366,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         "rows": rows,
         "skipped": skipped.count,
         "skipped_lines": skipped.named,
-        "exit_histogram": histogram,
+        "exit_histogram": [taken[exit] for exit in range(1, model.model.shape.exits + 1)],
         **tagging,
         "output": None if settings.output is None else str(settings.output),
     }
@@ -335,8 +388,6 @@ class Skipped:
 
 def _good_lines(lines: Iterable[Line | BadLine], settings: PredictConfig, skipped: Skipped) -> Iterator[Line]:
     """Lines that can be answered; the first bad one ends the run, or bad ones are left out and named."""
-    where = "stdin" if settings.input == "-" else settings.input
-    pending: ExitkitError | None = None
     in_words: bool | None = None
     for line in lines:
         if isinstance(line, Line) and in_words is None:
@@ -346,17 +397,55 @@ def _good_lines(lines: Iterable[Line | BadLine], settings: PredictConfig, skippe
             line = BadLine(line.number, f"{both[0]}, where the lines before are {both[1].replace('a text', 'texts')}")
         if isinstance(line, Line):
             yield line
-        elif settings.on_error == "skip":
-            log.warning("%s, line %d: %s; skipped", where, line.number, line.reason)
-            skipped.add(line)
-        else:
-            pending = ExitkitError(
-                f"{where}, line {line.number}: {line.reason}. Mend the line, or leave such lines out with "
-                "--on-error skip."
-            )
-            break
-    if pending is not None:
-        raise _AfterRest(pending)
+            continue
+        try:
+            _bad_line(line, settings, skipped)
+        except ExitkitError as error:
+            raise _AfterRest(error) from None
+
+
+def _bad_line(line: BadLine, settings: PredictConfig, skipped: Skipped) -> None:
+    """Leave a line out and name it. Raises ExitkitError: --on-error says to stop."""
+    where = "stdin" if settings.input == "-" else settings.input
+    if settings.on_error != "skip":
+        raise ExitkitError(
+            f"{where}, line {line.number}: {line.reason}. Mend the line, or leave such lines out with --on-error skip."
+        )
+    log.warning("%s, line %d: %s; skipped", where, line.number, line.reason)
+    skipped.add(line)
+
+
+def _exits(answer: Answer) -> list[int | None]:
+    """The exits of an answer's units; None for words without a token."""
+    exits = answer["exit"]
+    return exits if isinstance(exits, list) else [exits]
+
+
+def _tokens(first: list[str], second: list[str] | None, reader: Reader) -> Batch:
+    """What a model reads of texts, or of pairs of them, as a padded batch; every row has a token."""
+    how: dict[str, Any] = {"truncation": True, "max_length": reader.max_length, "verbose": False}
+    tokens = reader.tokenizer(first, second, padding=True, return_tensors="pt", **how)
+    if tokens["attention_mask"].any(dim=1).all():
+        return dict(tokens)
+    plain = dict(reader.tokenizer(first, second, padding=False, **how))
+    with_tokens(plain, reader.tokenizer)
+    return padded(plain, reader.tokenizer)
+
+
+def _damaged(logits: Tensor) -> list[int]:
+    """The rows of logits [U, C] that hold NaN or infinite values."""
+    finite = torch.isfinite(logits)
+    if finite.all():
+        return []
+    numbers: list[int] = (~finite.all(dim=1)).nonzero().squeeze(1).tolist()
+    return numbers
+
+
+def _size(batch_size: object) -> int:
+    """A batch size, checked."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size!r}; it must be a whole number, 1 or more.")
+    return int(batch_size)
 
 
 class _AfterRest(Exception):
@@ -381,13 +470,31 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             return
 
 
-def _checked(texts: Sequence[Text], pairs: bool, in_words: bool) -> Sequence[Text]:
-    """Texts as the model takes them; words joined, unless they are to be answered. Raises UsageError for others."""
+def _checked(texts: Sequence[Text], pairs: bool, in_words: bool, column: str) -> Sequence[Text]:
+    """Texts as the model takes them; words joined, unless they are to be answered. Raises UsageError for others.
+
+    `column` is what a table's texts are probably called.
+    """
     if isinstance(texts, str):
         raise UsageError("predict takes a list of texts; for a single one write predict([text]).")
+    named = list(texts) if isinstance(texts, Mapping) else _columns_of(texts)
+    if named is not None:
+        names = [str(name) for name in named]
+        name = column if column in names or not names else names[0]
+        pair = " For pairs, zip(table[A], table[B])." if pairs else ""
+        raise UsageError(
+            f"predict takes a list of texts, not a {type(texts).__name__}: iterating it gives its column names. Give a "
+            f'column of it, such as table["{name}"] (it has {", ".join(names) or "none"}).{pair}'
+        )
+    try:
+        given = iter(texts)
+    except TypeError:  # numbers, None, paths, arrays without a dimension
+        raise UsageError(f"predict takes a list of texts, not {_shown(texts)}.") from None
     found: list[Text] = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(given):
         strings = isinstance(text, tuple | list) and all(isinstance(part, str) for part in text)
+        for part in text if strings else [text] if isinstance(text, str) else ():
+            _must_be_unicode(part, number)
         if isinstance(text, str) and not pairs:
             found.append(text)
         elif strings and pairs and len(text) == 2:
@@ -398,6 +505,23 @@ def _checked(texts: Sequence[Text], pairs: bool, in_words: bool) -> Sequence[Tex
             wanted = "a pair of strings, as this model takes" if pairs else "a string or a list of words"
             raise UsageError(f"text {number} is {_shown(text)}, not {wanted}.")
     return found
+
+
+def _columns_of(table: object) -> list[object] | None:
+    """The columns of a DataFrame or a Dataset; None for anything else."""
+    for known in ("column_names", "columns"):
+        names = getattr(table, known, None)
+        if names is not None:
+            return list(names)
+    return None
+
+
+def _must_be_unicode(text: str, number: int) -> None:
+    """Raise UsageError for half a surrogate pair, which no tokenizer takes."""
+    try:
+        text_of(text, f"text {number}")
+    except Bad as bad:
+        raise UsageError(f"{bad}; leave it out or put U+FFFD in its place.") from None
 
 
 def _shown(text: object) -> str:

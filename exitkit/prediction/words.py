@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from exitkit.data.batches import padded, present
+from exitkit.data.batches import padded, present, with_tokens
 from exitkit.stream import Batch
 from exitkit.tagging import spans, words_in
 from exitkit.tasks import Tagging
@@ -49,6 +49,7 @@ def batch_of(
                 columns.setdefault(name, []).append(tokens[name])
         columns.setdefault("words", []).append(owners)
         found.append(Read(text, places, len(words), present(owners)))
+    with_tokens(columns, tokenizer)
     return padded(columns, tokenizer), found
 
 

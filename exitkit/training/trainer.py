@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,11 @@ from transformers import (
 from exitkit import artifact
 from exitkit.data.batches import NO_LABEL, collator
 from exitkit.distiller import Tutor
-from exitkit.errors import UsageError, one_of
+from exitkit.errors import ExitkitError, UsageError, one_of
 from exitkit.inside import Inside
 from exitkit.model import ExitModel
 from exitkit.progress import Advance
-from exitkit.recipe import EveryExit, Passed, Phase, Recipe
+from exitkit.recipe import EveryExit, Over, Passed, Phase, Recipe
 from exitkit.stream import Stream, units_of
 from exitkit.tasks import Task
 from exitkit.training.adversarial import FastGradient
@@ -63,6 +64,9 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self.tutor = tutor
         self.conflict = recipe.conflict(phase.name, self.model)
         self.anchor: Tensor | None = None  # [P] the anchor's gradient so far in this step
+        self.shares: list[Mapping[Over, float]] = [WHOLE]  # of the micro-batches of this step
+        self.part = 0  # the number of the micro-batch in its step
+        self.named: Mapping[str, Tensor] = {}  # the losses of this micro-batch, for people
         self.watch = Watch(recipe, phase.name)
         self.add_callback(self.watch)
         self.remove_callback(PrinterCallback)  # prints to stdout
@@ -74,9 +78,21 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         embedded = None if self.adversary is None else self.adversary.watch
         return self._loss(model, inputs, embedded)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Any]:
+        """The micro-batches of a step; notes how much of it each holds."""
+        found: tuple[list[dict[str, Tensor]], Any] = super().get_batch_samples(*args, **kwargs)
+        self.shares, self.part = shares(found[0]), 0
+        return found
+
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward; with an adversary a second time on moved embeddings."""
+        """Forward and backward; with an adversary a second time on moved embeddings.
+
+        Raises ExitkitError: a loss is NaN or infinite. (The one read from the device that the stock trainer would make
+        to leave such losses out of its reports.)
+        """
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise ExitkitError(self._diverged(loss))
         if self.adversary is not None:
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager():
@@ -84,7 +100,15 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             self.accelerator.backward(moved / self.current_gradient_accumulation_steps)
         if self.accelerator.sync_gradients:
             self._settle_conflict()
+        self.part += 1
         return loss
+
+    def _diverged(self, loss: Tensor) -> str:
+        bad = {name: value for name, value in self.named.items() if not torch.isfinite(value).all()}
+        which = (
+            ", ".join(f"'{name}' is {float(value)}" for name, value in bad.items()) or f"all together are {float(loss)}"
+        )
+        return diverged(self.phase.name, f"at step {self.state.global_step + 1}, of its losses {which}")
 
     def _loss(
         self, model: nn.Module, inputs: Mapping[str, Tensor], embedded: Callable[[Stream], Stream] | None
@@ -95,7 +119,9 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.tutor is not None:
             notes = self.tutor.notes(self.phase.name)
             embedded, between = _also(embedded, between, notes)
-        said = model(**batch, embedded=embedded, between=between, onward=self._hook("onward", progress=progress))
+        said = model(
+            **batch, embedded=embedded, between=between, onward=self._hook("onward", progress=progress, part=self.part)
+        )
         if self.tutor is not None and notes is not None:
             lesson = self.tutor.lesson(self.phase.name, inputs["row"], batch, notes)
         labels, labelled = inputs.get("labels"), inputs.get("labelled")
@@ -119,6 +145,11 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         )
         self.watch.see(seen)
         losses = self.recipe.losses(self.phase.name, seen)
+        self.named = {name: loss.detach() for name, loss in losses.items()}
+        share = self.shares[self.part]
+        if share is not WHOLE:
+            over = {name: self.recipe.means_over(self.phase.name, name) for name in losses}
+            losses = {name: loss * share[over[name]] for name, loss in losses.items()}
         total = self.recipe.combine(losses)
         if self.conflict is not None:
             self._add_anchor(losses)
@@ -126,9 +157,12 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def _hook(self, name: str, **more: float) -> Callable[..., Any] | None:
         """A recipe's hook for this phase; None when it does not have one, which costs nothing."""
+        hook = getattr(self.recipe, name)
         if getattr(type(self.recipe), name) is getattr(Recipe, name):
             return None
-        return partial(getattr(self.recipe, name), self.phase.name, self.model, **more)
+        if "part" in more and "part" not in inspect.signature(hook).parameters:
+            del more["part"]
+        return partial(hook, self.phase.name, self.model, **more)
 
     def _add_anchor(self, losses: Mapping[str, Tensor]) -> None:
         """Add the anchor's gradient of this micro-batch to that of the step."""
@@ -185,6 +219,35 @@ def _no_word_of_file_times() -> Iterator[None]:
         yield
     finally:
         notices.removeFilter(other)
+
+
+WHOLE: Mapping[Over, float] = {"units": 1.0, "tokens": 1.0, "pairs": 1.0, "batch": 1.0}
+"""Of a step's only micro-batch."""
+
+
+def shares(parts: Sequence[Mapping[str, Tensor]]) -> list[Mapping[Over, float]]:
+    """How much more each micro-batch of a step holds than they do on average, by what losses are means over.
+
+    The trainer divides by the number of micro-batches, so means over micro-batches times this add up to the step's.
+    """
+    if len(parts) < 2:
+        return [WHOLE] * len(parts)
+    counts: list[dict[Over, int]] = []
+    for part in parts:
+        lengths = part["attention_mask"].sum(dim=1)
+        units = len(units_of(dict(part)).sequence)
+        counts.append({"units": units, "tokens": int(lengths.sum()), "pairs": int(lengths.square().sum())})
+    totals = {over: sum(count[over] for count in counts) for over in counts[0]}
+    return [{**WHOLE, **{over: count[over] * len(parts) / max(totals[over], 1) for over in count}} for count in counts]
+
+
+def diverged(phase: str, what: str) -> str:
+    """The message for a training that makes nothing of its model any more."""
+    return (
+        f"training diverged in phase '{phase}': {what}. Nothing was saved. Lower the learning rates (--set "
+        "recipe.learning_rate=2e-5; in distill method.learning_rate), or check the model's weights and the recipe's "
+        "losses for NaN."
+    )
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -264,6 +327,7 @@ def arguments(
         "max_grad_norm": 1.0,
         "lr_scheduler_type": "linear",
         "logging_steps": 25,
+        "logging_nan_inf_filter": False,  # such a loss ends the training
         "save_strategy": "steps",
         "save_steps": 0.2,  # likewise a fraction
         "save_total_limit": 1,
@@ -336,4 +400,7 @@ def run_phase(
         tutor=tutor,
     )
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ExitkitError(diverged(phase.name, f"the weights of {name} are NaN or infinite at its end"))
     return dict(result.metrics)

@@ -34,7 +34,7 @@ class Patience(ExitPolicy):
         """Nobody has an answer yet."""
         return {
             "answer": torch.full((units,), -1, dtype=torch.long, device=device),
-            "value": torch.full((units,), torch.inf, device=device),
+            "value": torch.full((units,), torch.inf, dtype=torch.float32, device=device),
             "agreed": torch.zeros(units, dtype=torch.long, device=device),
         }
 

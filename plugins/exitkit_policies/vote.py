@@ -23,7 +23,8 @@ class Vote(ExitPolicy):
 
     def start(self, units: int, device: torch.device) -> State:
         """No votes yet; both get a column per label at the first exit."""
-        return {"votes": torch.zeros(units, 0, device=device), "said": torch.zeros(units, 0, device=device)}
+        empty = torch.zeros(units, 0, dtype=torch.float32, device=device)
+        return {"votes": empty, "said": empty}
 
     def decide(self, seen: Evidence, state: State) -> tuple[Decision, State]:
         """Each unit by itself; ties between labels go to the first."""

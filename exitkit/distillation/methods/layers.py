@@ -13,7 +13,7 @@ from exitkit.distillation.losses import hidden_loss, scores_loss
 from exitkit.distillation.then_answers import ThenAnswers
 from exitkit.distiller import Distiller, Reads
 from exitkit.hookspecs import Register, hookimpl
-from exitkit.recipe import EveryExit
+from exitkit.recipe import EveryExit, Over
 
 if TYPE_CHECKING:
     from exitkit.policy import Shape
@@ -48,6 +48,10 @@ class Layers(ThenAnswers):
     def scaffold(self, student: Shape, teacher: Shape) -> Mapping[str, nn.Module]:
         """A projection where widths differ."""
         return {} if student.width == teacher.width else {PROJECTION: nn.Linear(student.width, teacher.width)}
+
+    def means_over(self, phase: str, name: str) -> Over:
+        """States are of tokens, scores of pairs of them."""
+        return "tokens" if name.startswith("hidden") else "pairs" if name.startswith("scores") else "units"
 
     def inner_losses(self, seen: EveryExit) -> Mapping[str, Tensor]:
         """Those of states and of scores."""

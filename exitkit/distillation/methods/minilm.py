@@ -14,7 +14,7 @@ from exitkit.distillation.then_answers import ThenAnswers
 from exitkit.distiller import Distiller, Reads
 from exitkit.errors import UsageError
 from exitkit.hookspecs import Register, hookimpl
-from exitkit.recipe import EveryExit
+from exitkit.recipe import EveryExit, Over
 
 if TYPE_CHECKING:
     from exitkit.policy import Shape
@@ -60,6 +60,10 @@ class MiniLM(ThenAnswers):
                 f"student and {teacher.width} of the teacher. Use a number that divides {common}."
             )
         return Reads(answers=False, vectors=((student.layers, self.layer or teacher.layers),))
+
+    def means_over(self, phase: str, name: str) -> Over:
+        """Relations are of tokens."""
+        return "tokens" if name == "relations" else "units"
 
     def inner_losses(self, seen: EveryExit) -> Mapping[str, Tensor]:
         """That of relations."""

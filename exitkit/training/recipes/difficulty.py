@@ -27,7 +27,8 @@ class Difficulty(TwoStage):
 
     CascadeBERT's difficulty-aware regularisation (2012.14682, section 3.2). For every easy row of a batch a hard one
     is drawn, and R is the mean of max(0, `margin` − (p of the easy − p of the hard)), p being the largest probability.
-    R is 0 where a batch has only rows of one kind; both p carry a gradient.
+    R is 0 where a batch has only rows of one kind; both p carry a gradient. Under gradient accumulation hard rows are
+    drawn from the micro-batch, so use ones of 16 rows or more.
 
     Which rows are hard is found out first: `folds` judges, each this model trained without R on all folds of the rows
     but one, answer that fold; what they get wrong is hard. The published labels come in a file made of five seeds'

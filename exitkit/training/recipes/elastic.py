@@ -42,7 +42,14 @@ class Elastic(Joint):
         return after.carrying(scale_gradient(after.hidden, 1 / remaining))
 
     def onward(
-        self, phase: str, model: ExitModel, exit: int, stream: Stream, logits: Tensor, progress: float = 0.0
+        self,
+        phase: str,
+        model: ExitModel,
+        exit: int,
+        stream: Stream,
+        logits: Tensor,
+        progress: float = 0.0,
+        part: int = 0,
     ) -> Stream:
         """× (r − 1) on the gradient that comes back from the layers above."""
         remaining = len(model.exits) - exit + 1

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from exitkit.errors import UsageError, one_of
 from exitkit.hookspecs import Register, hookimpl
-from exitkit.recipe import EveryExit, Group, Passed, Phase, Recipe
+from exitkit.recipe import EveryExit, Group, Over, Passed, Phase, Recipe
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -49,6 +49,11 @@ class SmartBert(Recipe):
       layer since the exit before; `published` on u of all sequences, also where the gate skips the layer.
     - `gate`: the kind of gate, `linear` or `attention` as published.
     - `layer_contrast` and `exit_contrast` are η₁ and η₂, `..._temperature` divides similarities.
+
+    Under gradient accumulation the penalty is one of each micro-batch: to be that of the whole step, r would have to be
+    known before the first of its micro-batches is differentiated. So `rate` holds every micro-batch to the rate, which
+    adds the variance of r between them; use micro-batches of 16 rows or more. Means over those that have run a layer
+    weigh as all of their micro-batch do.
 
     Where it differs: gates and heads, which start from nothing, learn faster (published: 2e-5 for all); contrast leaves
     padding out; the second phase's is a mean over all pairs of exits (released: the last pair is left out and nine
@@ -125,6 +130,10 @@ class SmartBert(Recipe):
         below_last = index + 1 < model.shape.layers
         read = after if phase == EXITS and self.exit_states == "published" and below_last else mixed
         return Passed(mixed, read, Gated(skip, weight, before, read))
+
+    def means_over(self, phase: str, name: str) -> Over:
+        """Contrast is of tokens, and the penalty no mean."""
+        return "tokens" if name == "contrast" else "batch" if name == "penalty" else "units"
 
     def losses(self, phase: str, seen: EveryExit) -> Mapping[str, Tensor]:
         """By phase."""

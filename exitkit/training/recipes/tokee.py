@@ -40,6 +40,9 @@ class Tokee(Joint):
     let nobody leave. An exit's loss is a mean over the words that have not left before it (`supervised: live`, as the
     paper means it), or over all (`all`, which is what the released code computes).
 
+    Under gradient accumulation settings are drawn micro-batch by micro-batch, and a micro-batch's mean over the words
+    that have not left weighs as its words do.
+
     Where it differs: exits are decided by the answers of the same pass, dropout included, not by those that the first
     phase's model once gave; the distance to the first phase's losses ("flooding") is left out; learning rates are those
     of `joint`, without a frozen start; settings are those that `token-window` is calibrated over, `threshold` up to
@@ -65,12 +68,19 @@ class Tokee(Joint):
         return [joint, Phase(SAMPLING, epochs, joint.groups)]
 
     def onward(
-        self, phase: str, model: ExitModel, exit: int, stream: Stream, logits: Tensor, progress: float = 0.0
+        self,
+        phase: str,
+        model: ExitModel,
+        exit: int,
+        stream: Stream,
+        logits: Tensor,
+        progress: float = 0.0,
+        part: int = 0,
     ) -> Stream:
-        """Let words stop by the settings that their sentences drew for this step."""
+        """Let words stop by the settings that their sentences drew for this step and its micro-batch."""
         if phase != SAMPLING or exit == model.shape.exits:
             return stream
-        windows, thresholds, growths = draw(stream.sequences, progress, self.most)
+        windows, thresholds, growths = draw(stream.sequences, progress, self.most, part)
         limits = (thresholds * growths ** (exit - 1)).clamp(max=1.0)
         own = normalised_entropy(logits.detach())
         counted = torch.where(stream.live, own, 0.0)  # who has left counts as certain
@@ -91,13 +101,15 @@ class Tokee(Joint):
         }
 
 
-def draw(sentences: int, progress: float, most: float) -> tuple[Tensor, Tensor, Tensor]:
+def draw(sentences: int, progress: float, most: float, part: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Settings of the sentences of a batch: places [S] in WINDOWS, thresholds [S] from 0.01 to `most`, growths [S].
 
-    A function of the training's seed and of how far it is, so that all exits of a pass see the same settings without
-    anybody keeping them, and a resumed training draws what an uninterrupted one does.
+    A function of the training's seed, of how far it is, and of the micro-batch's number in its step (`part`), so that
+    all exits of a pass see the same settings without anybody keeping them, a resumed training draws what an
+    uninterrupted one does, and a step has as many settings as sentences however it is cut into micro-batches.
     """
-    random = torch.Generator().manual_seed(hash((torch.initial_seed(), round(progress * 1e9))) & (2**63 - 1))
+    seed = hash((torch.initial_seed(), round(progress * 1e9))) + part
+    random = torch.Generator().manual_seed(seed & (2**63 - 1))
     windows = torch.randint(len(WINDOWS), (sentences,), generator=random)
     low = math.log(0.01)
     thresholds = torch.exp(low + (math.log(most) - low) * torch.rand(sentences, generator=random))
