@@ -33,6 +33,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
+from exitkit.training.checkpoint import check_config, most_tokens, most_types
 from exitkit.training.start import Start, starting_model
 
 log = logging.getLogger("exitkit")
@@ -116,6 +117,8 @@ def new_student(
                 "or give a config.json as --student."
             )
         begun = starting_model(source, task, exits, pooling, registry, scale, "--student", teacher.tokenizer)
+        if begun.misfit is not None:
+            log.warning("the student is a fine-tuned classifier, and %s: it gets a new head", begun.misfit)
         _order_outputs(begun, task)
         return Student(begun.model, begun.tokenizer, NONE)
     if students is not None:
@@ -124,6 +127,7 @@ def new_student(
         assert source is not None
         config = _config(Path(source))
     encoder = registry.encoder(config.model_type)
+    check_config(source or teacher.source, config, encoder, "--student" if source else "--teacher")
     stock = _built(source, config, task)
     how = _extraction(settings, stock, students, encoder, teacher)
     every = range(1, len(encoder(stock).blocks) + 1)
@@ -253,14 +257,14 @@ def _built(source: str | None, config: PreTrainedConfig, task: Task) -> PreTrain
 def check_tables(source: str, student: Student, pairs: bool) -> None:
     """Raise UsageError: its tokenizer has tokens, or for `pairs` of texts types, that it has no embedding for."""
     model, tokenizer = student.model, student.tokenizer
-    rows, tokens = len(_table(model.stock)), max(tokenizer.get_vocab().values()) + 1
+    rows, tokens = len(_table(model.stock)), most_tokens(tokenizer)
     if tokens > rows:
         raise UsageError(
             f"--student {source}: it has embeddings for {rows} tokens, and the tokenizer that it reads with {tokens}. "
             f"Set vocab_size to at least {tokens}, or give a model with a tokenizer of its own."
         )
     known = getattr(model.stock.config, "type_vocab_size", None)
-    types = max(tokenizer("a", "a").get("token_type_ids", [0])) + 1 if pairs else 1
+    types = most_types(tokenizer) if pairs else 1
     if known and types > known:
         raise UsageError(
             f"--student {source}: its type_vocab_size is {known}, and the tokenizer that it reads with gives a pair of "
