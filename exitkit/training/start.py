@@ -11,20 +11,14 @@ from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from exitkit import pretrained
 from exitkit.cascades.folder import is_cascade
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import Pooling
 from exitkit.model import ExitModel, stock_class
-from exitkit.plugins import Registry
-from exitkit.progress import quiet
+from exitkit.plugins import Registry, installed
 from exitkit.tasks import Tagging, Task
 
 log = logging.getLogger("exitkit")
@@ -69,7 +63,7 @@ def starting_model(
         UsageError: no such model, one without a tokenizer, or an unknown family.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
-    config, tokenizer = open_checkpoint(source, option, spare)
+    config, tokenizer = open_checkpoint(source, option, spare, registry)
     encoder = registry.encoder(config.model_type)
     theirs, meant = classes_of(config, task.kind), config.problem_type
     check_weights(source, option)
@@ -79,14 +73,9 @@ def starting_model(
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     config.problem_type = task.problem_type
     try:
-        with quiet():
-            stock, report = stock_class(task.kind).from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        stock, report = pretrained.load_stock(source, task.kind, config, ignore_sizes=True)
+    except ExitkitError:
+        raise
     except Exception as error:
         raise ExitkitError(f"{option} {source}: cannot be loaded: {' '.join(str(error).split())}") from error
     fresh = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
@@ -102,11 +91,11 @@ def starting_model(
     fine_tuned = fitted and not fresh
     own = tokenizer is not spare
     if task.kind == Tagging.kind and own and not fine_tuned:  # a tagger has learnt words as its tokenizer has them
-        tokenizer = _of_words(tokenizer, source)
+        tokenizer = _of_words(tokenizer, source, config)
     return Start(model, tokenizer, fine_tuned, theirs if fine_tuned and theirs and task.labels else ())
 
 
-def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+def _of_words(tokenizer: PreTrainedTokenizerBase, source: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, reading every word of a list as it reads a word of a text.
 
     Byte-level tokenizers (RoBERTa, ModernBERT) take a word with the blank before it. Words of a list have none, so
@@ -115,7 +104,7 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.pre_tokenizer, ByteLevel) or backend.pre_tokenizer.add_prefix_space:
         return tokenizer
-    again: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, add_prefix_space=True)  # is saved with it
+    again = pretrained.load_tokenizer(source, config, add_prefix_space=True)  # is saved with it
     splits = again.backend_tokenizer.pre_tokenizer
     splits.add_prefix_space = True  # tokenizers without a class of their own do not look at the argument
     again.backend_tokenizer.pre_tokenizer = splits
@@ -123,11 +112,16 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
 
 
 def open_checkpoint(
-    source: str, option: str = "--model", spare: PreTrainedTokenizerBase | None = None
+    source: str,
+    option: str = "--model",
+    spare: PreTrainedTokenizerBase | None = None,
+    registry: Registry | None = None,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Config and tokenizer of a checkpoint, or the `spare` tokenizer where it has none.
 
-    Raises UsageError: it is not there, or has no tokenizer; the message names the option.
+    Raises:
+        UsageError: it is not there, is of an unknown family, or has no tokenizer; the message names the option.
+        ExitkitError: it asks for more than data.
     """
     folder = Path(source)
     looks_local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -137,12 +131,14 @@ def open_checkpoint(
             what = "it is a cascade, which is several models; name one of them"
         raise UsageError(f"{option} {source}: {what}.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = pretrained.load_config(source, registry or installed())
+    except ExitkitError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{option} {source}: neither a folder nor a model that can be fetched: {_one_line(error)}"
         ) from error
-    found = _tokenizer(source, option)
+    found = _tokenizer(source, config, option)
     tokenizer = spare if found is None else found
     if tokenizer is None:
         raise UsageError(
@@ -152,10 +148,12 @@ def open_checkpoint(
     return config, tokenizer
 
 
-def _tokenizer(source: str, option: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer(source: str, config: PreTrainedConfig, option: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None where there is none."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer = pretrained.load_tokenizer(source, config)
+    except ExitkitError:
+        raise
     except Exception as error:
         folder = Path(source)
         if folder.is_dir() and not any(file.name.startswith(TOKENIZER_FILES) for file in folder.iterdir()):
