@@ -11,13 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from exitkit import pretrained
 from exitkit.config import DistillConfig
 from exitkit.data.batches import NO_LABEL, batches, encode
 from exitkit.data.sources import Rows
@@ -28,7 +24,7 @@ from exitkit.distiller import Distiller, Students
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import choose_pooling
-from exitkit.model import ExitModel, stock_class
+from exitkit.model import ExitModel
 from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
@@ -125,7 +121,7 @@ def new_student(
         config = resized(settings, students)
     else:
         assert source is not None
-        config = _config(Path(source))
+        config = _config(Path(source), registry)
     encoder = registry.encoder(config.model_type)
     check_config(source or teacher.source, config, encoder, "--student" if source else "--teacher")
     stock = _built(source, config, task)
@@ -151,8 +147,7 @@ def bare(config: PreTrainedConfig, encoder: type[Encoder], task: Task) -> ExitMo
 
 
 def _random(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    made: PreTrainedModel = stock_class(task.kind).from_config(_for_task(config, task), dtype=torch.float32)
-    return made
+    return pretrained.new_stock(task.kind, _for_task(config, task))
 
 
 def start(student: Student, teacher: Teacher, rows: Rows, task: Task, seed: int) -> None:
@@ -337,11 +332,11 @@ def _is_config(path: Path) -> bool:
     return (path / "config.json").exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin"))
 
 
-def _config(path: Path) -> PreTrainedConfig:
+def _config(path: Path, registry: Registry) -> PreTrainedConfig:
     if not path.exists():
         raise UsageError(f"--student {path}: there is no such file.")
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return pretrained.load_config(path, registry, local=True)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--student {path}: no config that can be read: {' '.join(str(error).split())[:300]}"

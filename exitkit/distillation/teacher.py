@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from exitkit import artifact, layout
+from exitkit import artifact, layout, pretrained
 from exitkit.data.batches import limit
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import choose_pooling
 from exitkit.loop import full_pass
-from exitkit.model import ExitModel, stock_class
+from exitkit.model import ExitModel
 from exitkit.plugins import Registry
-from exitkit.progress import quiet
 from exitkit.stream import Batch
 from exitkit.tasks import Classification, Regression, Tagging, Task, task
 from exitkit.training.checkpoint import check_config, check_files, check_weights, fitting_tokenizer
@@ -119,16 +118,15 @@ def _load(source: str, registry: Registry, device: torch.device, max_length: int
 def _checkpoint(
     source: str, registry: Registry, device: torch.device
 ) -> tuple[ExitModel, PreTrainedTokenizerBase, Task]:
-    config, tokenizer = open_checkpoint(source, "--teacher")
+    config, tokenizer = open_checkpoint(source, "--teacher", registry=registry)
     what = _task(source, config)
     encoder = registry.encoder(config.model_type)
     check_files(source, "--teacher")
     check_config(source, config, encoder, "--teacher")
     try:
-        with quiet():
-            stock, report = stock_class(what.kind).from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True
-            )
+        stock, report = pretrained.load_stock(source, what.kind, config)
+    except ExitkitError:
+        raise
     except Exception as error:
         raise ExitkitError(f"--teacher {source}: cannot be loaded: {' '.join(str(error).split())}") from error
     if report["missing_keys"]:

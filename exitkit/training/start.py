@@ -11,20 +11,14 @@ from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from exitkit import pretrained
 from exitkit.cascades.folder import is_cascade
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import Pooling
 from exitkit.model import ExitModel, stock_class
-from exitkit.plugins import Registry
-from exitkit.progress import quiet
+from exitkit.plugins import Registry, installed
 from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task
 from exitkit.training.checkpoint import (
     TOKENIZER_FILES,
@@ -76,7 +70,7 @@ def starting_model(
             otherwise; see `checkpoint`.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
-    config, tokenizer = open_checkpoint(source, option, spare)
+    config, tokenizer = open_checkpoint(source, option, spare, registry)
     encoder = registry.encoder(config.model_type)
     theirs, head, fitted = classes_of(config, task.kind), head_of(config), fits(config, task)
     check_files(source, option)
@@ -87,14 +81,9 @@ def starting_model(
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     config.problem_type = task.problem_type
     try:
-        with quiet():
-            stock, report = stock_class(task.kind).from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        stock, report = pretrained.load_stock(source, task.kind, config, ignore_sizes=True)
+    except ExitkitError:
+        raise
     except Exception as error:
         raise ExitkitError(f"{option} {source}: cannot be loaded: {' '.join(str(error).split())}") from error
     fresh = check_weights(source, stock, report, option)
@@ -103,7 +92,7 @@ def starting_model(
     fine_tuned = fitted and not fresh
     own = tokenizer is not spare
     if task.kind == Tagging.kind and own and not fine_tuned:  # a tagger has learnt words as its tokenizer has them
-        tokenizer = _of_words(tokenizer, source)
+        tokenizer = _of_words(tokenizer, source, config)
     return Start(
         model,
         fitting_tokenizer(source, tokenizer, stock, option),
@@ -117,7 +106,7 @@ def _misfit(head: str, fitted: bool, fresh: Collection[str]) -> str:
     return f"weights of its head are missing ({min(fresh)})" if fitted else f"its head is for {head}"
 
 
-def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+def _of_words(tokenizer: PreTrainedTokenizerBase, source: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, reading every word of a list as it reads a word of a text.
 
     Byte-level tokenizers (RoBERTa, ModernBERT) take a word with the blank before it. Words of a list have none, so
@@ -126,7 +115,7 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.pre_tokenizer, ByteLevel) or backend.pre_tokenizer.add_prefix_space:
         return tokenizer
-    again: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, add_prefix_space=True)  # is saved with it
+    again = pretrained.load_tokenizer(source, config, add_prefix_space=True)  # is saved with it
     splits = again.backend_tokenizer.pre_tokenizer
     splits.add_prefix_space = True  # tokenizers without a class of their own do not look at the argument
     again.backend_tokenizer.pre_tokenizer = splits
@@ -134,11 +123,16 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
 
 
 def open_checkpoint(
-    source: str, option: str = "--model", spare: PreTrainedTokenizerBase | None = None
+    source: str,
+    option: str = "--model",
+    spare: PreTrainedTokenizerBase | None = None,
+    registry: Registry | None = None,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Config and tokenizer of a checkpoint, or the `spare` tokenizer where it has none.
 
-    Raises UsageError: it is not there, or has no tokenizer; the message names the option.
+    Raises:
+        UsageError: it is not there, is of an unknown family, or has no tokenizer; the message names the option.
+        ExitkitError: it asks for more than data.
     """
     folder = Path(source)
     check_folder(source, option)
@@ -149,12 +143,14 @@ def open_checkpoint(
             what = "it is a cascade, which is several models; name one of them"
         raise UsageError(f"{option} {source}: {what}.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = pretrained.load_config(source, registry or installed())
+    except ExitkitError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{option} {source}: neither a folder nor a model that can be fetched: {_one_line(error)}"
         ) from error
-    found = _tokenizer(source, option)
+    found = _tokenizer(source, config, option)
     tokenizer = spare if found is None else found
     if tokenizer is None:
         raise UsageError(
@@ -164,10 +160,12 @@ def open_checkpoint(
     return config, tokenizer
 
 
-def _tokenizer(source: str, option: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer(source: str, config: PreTrainedConfig, option: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None where there is none."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer = pretrained.load_tokenizer(source, config)
+    except ExitkitError:
+        raise
     except Exception as error:
         folder = Path(source)
         if folder.is_dir() and not any(file.name.startswith(TOKENIZER_FILES) for file in folder.iterdir()):
