@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
