@@ -95,9 +95,112 @@ FAMILIES: dict[str, dict] = {
 }
 
 
-def stock(family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A model of a family with weights N(0, 0.3²), in evaluation mode."""
-    given = {**SMALL, **FAMILIES[family]}
+BERT_FIELDS: list[dict] = [
+    {"hidden_act": "relu"},
+    {"hidden_act": "gelu_new"},
+    {"layer_norm_eps": 0.1},
+    {"type_vocab_size": 1},
+    {"type_vocab_size": 4},
+    {"num_attention_heads": 1},
+    {"chunk_size_feed_forward": 1},
+    {"add_cross_attention": False, "is_decoder": False, "position_embedding_type": "absolute"},
+]
+OFFSETS: list[dict] = [{"pad_token_id": 0}, {"pad_token_id": 4}, {"pad_token_id": 9, "max_position_embeddings": 41}]
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+FIELDS: dict[str, list[dict]] = {
+    "bert": [*BERT_FIELDS, {"pad_token_id": 7}, {"pad_token_id": None}, {"max_position_embeddings": 31}],
+    "roberta": [*BERT_FIELDS, *OFFSETS],
+    "xlm-roberta": [{"hidden_act": "relu"}, {"type_vocab_size": 1}, *OFFSETS],
+    "camembert": [{"hidden_act": "relu"}, {"type_vocab_size": 1}, *OFFSETS],
+    "electra": [*BERT_FIELDS, {"embedding_size": 8}, {"embedding_size": 48}, {"pad_token_id": 7}],
+    "distilbert": [
+        {"activation": "relu"},
+        {"sinusoidal_pos_embds": True},
+        {"n_heads": 1},
+        {"pad_token_id": 7},
+        {"chunk_size_feed_forward": 1},
+    ],
+    "albert": [
+        {"hidden_act": "relu"},
+        {"layer_norm_eps": 0.1},
+        {"type_vocab_size": 1},
+        {"embedding_size": 32},
+        {"embedding_size": 48},
+        {"num_hidden_groups": 3},
+        {"inner_group_num": 3},
+        {"pad_token_id": 7},
+        {"chunk_size_feed_forward": 1},
+    ],
+    "modernbert": [
+        {"local_attention": 1},
+        {"local_attention": 2},
+        {"local_attention": 7},
+        {"local_attention": 200},
+        {"global_attn_every_n_layers": 2},
+        {"layer_types": ["sliding_attention"] * 4},
+        {"layer_types": ["full_attention"] * 4},
+        {"rope_parameters": {"full_attention": ROPE, "sliding_attention": {**ROPE, "rope_theta": 100.0}}},
+        {
+            "rope_parameters": {
+                "full_attention": {**ROPE, "rope_type": "linear", "factor": 4.0},
+                "sliding_attention": ROPE,
+            }
+        },
+        {
+            "rope_parameters": {
+                "full_attention": {
+                    **ROPE,
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": ROPE,
+            }
+        },
+        {"global_rope_theta": 100.0, "local_rope_theta": 50.0},
+        {"norm_eps": 0.1},
+        {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
+        {"hidden_activation": "relu", "classifier_activation": "silu"},
+        {"pad_token_id": 7},
+    ],
+    "deberta": [
+        {"pos_att_type": ["c2p"]},
+        {"relative_attention": False},
+        {"max_relative_positions": 6},
+        {"position_biased_input": False},
+        {"type_vocab_size": 2},
+        {"layer_norm_eps": 0.1},
+        {"pooler_hidden_act": "tanh"},
+    ],
+    "deberta-v3": [
+        {"pos_att_type": ["p2c"]},
+        {"relative_attention": False},
+        {"share_att_key": False},
+        {"position_buckets": -1, "max_relative_positions": 6},
+        {"position_biased_input": True},
+        {"norm_rel_ebd": "none"},
+        {"type_vocab_size": 2},
+        {"embedding_size": 16},
+        {"hidden_act": "relu", "pooler_hidden_act": "tanh"},
+        {"conv_kernel_size": 3, "conv_act": "gelu"},
+    ],
+    "mpnet": [
+        {"hidden_act": "relu"},
+        {"layer_norm_eps": 0.1},
+        {"relative_attention_num_buckets": 64},
+        {"pad_token_id": 0},
+    ],
+    "bilstm": [{"embedding_size": 48}, {"layer_norm_eps": 0.1}, {"pad_token_id": 7}],
+}
+"""Fields of configs that people bring, besides those of `FAMILIES`: what they change in the stock forward must change
+in ours."""
+
+
+def stock(
+    family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64, **fields: object
+) -> PreTrainedModel:
+    """A model of a family, with some `fields` of its config, with weights N(0, 0.3²), in evaluation mode."""
+    given = {**SMALL, **FAMILIES[family], **fields}
     if given["model_type"] == "distilbert":
         given = {key: value for key, value in given.items() if key not in ("hidden_size", "num_hidden_layers")}
     config = AutoConfig.for_model(**given)
