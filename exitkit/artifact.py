@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from exitkit import layout, pretrained
 from exitkit.data.batches import Reader
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.lfs import WAY_OUT, is_pointer
 from exitkit.model import ExitModel, Exits
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
@@ -157,6 +158,8 @@ def read(
             raise ExitkitError(
                 f"{folder / name} is missing. The folder is damaged; train it again or restore the file."
             )
+        if is_pointer(folder / name):
+            raise ExitkitError(f"{folder / name} is {WAY_OUT}.")
     with _told(folder / pretrained.CONFIG):
         config = pretrained.load_config(folder, registry, local=True)
     with _told(folder):

@@ -29,7 +29,7 @@ from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
-from exitkit.training.checkpoint import check_config, most_tokens, most_types
+from exitkit.training.checkpoint import check_config, check_folder, most_tokens, most_types
 from exitkit.training.start import Start, starting_model
 
 log = logging.getLogger("exitkit")
@@ -106,6 +106,8 @@ def new_student(
     source = settings.student
     pooling = teacher.whole.pooling if settings.pooling == "auto" else choose_pooling(settings.pooling, task.kind)
     exits = [] if settings.no_exits else settings.exits
+    if source is not None:
+        check_folder(source, "--student")
     if source is not None and not _is_config(Path(source)):
         if settings.extract not in (None, NONE):
             raise UsageError(
