@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import FAMILIES, FIELDS, LENGTHS, batch, difference, stock, with_exits
+from families import FAMILIES, LENGTHS, batch, difference, stock, with_exits
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.mpnet import modeling_mpnet
 
@@ -26,38 +25,10 @@ def tolerance(family: str) -> float:
     return 2e-5 if family.startswith("modernbert") else EXACT
 
 
-def written_out(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Rows whose texts hold the padding token themselves: first, last, and twice in a row."""
-    rows = batch(model)
-    for padding in {1, model.config.pad_token_id or 0}:  # MPNet's is 1 whatever its config says
-        for row, place in enumerate((0, 6, 3, 2, 30)):
-            rows["input_ids"][row, place : place + 2] = padding
-    return rows
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_exit_is_the_stock_models_answer(family: str) -> None:
     model = stock(family)
     assert difference(model, batch(model)) <= tolerance(family)
-
-
-@pytest.mark.parametrize(
-    ("family", "fields"),
-    [(family, fields) for family, variants in FIELDS.items() for fields in variants],
-    ids=lambda part: part if isinstance(part, str) else ",".join(part),
-)
-def test_fields_of_a_config_change_our_answer_as_they_change_the_stock_models(family: str, fields: dict) -> None:
-    model = stock(family, **fields)
-    assert difference(model, written_out(model)) <= tolerance(family)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_padding_token_that_is_written_out_in_a_text_is_read_as_the_stock_model_reads_it(family: str) -> None:
-    model = stock(family)
-    rows = written_out(model)
-    assert difference(model, rows) <= tolerance(family)
-    alone = [difference(model, {k: v[i : i + 1, :n] for k, v in rows.items()}) for i, n in enumerate(LENGTHS)]
-    assert max(alone) <= tolerance(family), "nothing is padded"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -231,21 +202,6 @@ def no_padding_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bert.BertEncoder, "embed", embed)
 
 
-def padding_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bert, padded):
-        monkeypatch.setattr(module, "counted_positions", lambda tokens, padding: tokens.position + padding + 1)
-
-
-def counting_through_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = base.counted_positions
-
-    def counted(tokens, padding):
-        together = torch.arange(len(tokens.ids))
-        return right(stream.Tokens(tokens.ids, tokens.types, together), padding) % 60
-
-    monkeypatch.setattr(bert, "counted_positions", counted)
-
-
 def wrong_rotary_angles(monkeypatch: pytest.MonkeyPatch) -> None:
     right = modernbert.ModernBertEncoder.layer
 
@@ -320,15 +276,6 @@ BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("bilstm", shorter_sequences_first),
 ]
 
-WRITTEN_OUT: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
-    ("roberta", padding_that_counts),
-    ("xlm-roberta", padding_that_counts),
-    ("camembert", padding_that_counts),
-    ("mpnet", padding_that_counts),
-    ("roberta", counting_through_all_sequences),
-]
-"""Bugs that show where a text holds the padding token."""
-
 OURS_ONLY: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("deberta-v3", wrong_relative_positions),
     ("mpnet", no_position_bias),
@@ -345,17 +292,6 @@ def test_parity_catches_a_planted_bug(
     assert difference(model, rows) <= tolerance(family)
     bug(monkeypatch)
     assert difference(model, rows) > 100 * tolerance(family)
-
-
-@pytest.mark.parametrize(("family", "bug"), WRITTEN_OUT, ids=lambda part: getattr(part, "__name__", part))
-def test_parity_catches_positions_that_padding_in_texts_makes_wrong(
-    family: str, bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = stock(family)
-    rows = written_out(model)
-    assert difference(model, rows) <= EXACT
-    bug(monkeypatch)
-    assert difference(model, rows) > 100 * EXACT
 
 
 @pytest.mark.parametrize(("family", "bug"), OURS_ONLY, ids=lambda part: getattr(part, "__name__", part))
