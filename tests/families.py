@@ -16,6 +16,7 @@ from exitkit.loop import every_exit
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 
+REGISTRY = installed()  # asking anew takes longer than these models do
 LENGTHS = (12, 7, 20, 5, 31)
 SMALL = {
     "vocab_size": 60,
@@ -116,7 +117,7 @@ def with_exits(model: PreTrainedModel) -> ExitModel:
     """Exits at every layer of a stock model."""
     layers = model.config.num_hidden_layers
     pooling: Pooling = "cls" if type(model).__name__.endswith("ForTokenClassification") else "mean"
-    made = ExitModel(model, installed().encoder(model.config.model_type), range(1, layers + 1), pooling)
+    made = ExitModel(model, REGISTRY.encoder(model.config.model_type), range(1, layers + 1), pooling)
     return made.to(next(model.parameters()).dtype).eval()
 
 

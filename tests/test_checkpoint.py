@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, SMALL
+from families import FAMILIES, REGISTRY, SMALL
 from helpers import weights_of
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
@@ -32,7 +32,6 @@ from exitkit.data.sources import read
 from exitkit.encoders import BertEncoder
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.loop import every_exit
-from exitkit.plugins import installed
 from exitkit.tasks import Classification, Tagging
 from exitkit.training.checkpoint import check_config, fitting_tokenizer
 from exitkit.training.start import Start, starting_model
@@ -42,7 +41,6 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "fine", "d
 ROWS = [{"text": f"{word} film {number}", "label": label} for number in range(12) for word, label in
         (("good", "pos"), ("bad", "neg"))]  # fmt: skip
 PAIRS = [{**row, "text_pair": "fine film"} for row in ROWS]
-REGISTRY = installed()
 SMALL_STEPS = {"per_device_train_batch_size": 8}
 
 
