@@ -25,16 +25,13 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
-from exitkit import layout, outputs
+from exitkit import layout, outputs, pretrained
 from exitkit.data.batches import Reader
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.model import ExitModel, Exits, stock_class
+from exitkit.lfs import WAY_OUT, is_pointer
+from exitkit.model import ExitModel, Exits
 from exitkit.outputs import write_text
 from exitkit.plugins import Registry
 from exitkit.progress import quiet
@@ -163,14 +160,15 @@ def read(
             raise ExitkitError(
                 f"{folder / name} is missing. The folder is damaged; train it again or restore the file."
             )
+        if is_pointer(folder / name):
+            raise ExitkitError(f"{folder / name} is {WAY_OUT}.")
+    with _told(folder / pretrained.CONFIG):
+        config = pretrained.load_config(folder, registry, local=True)
     with _told(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = pretrained.load_tokenizer(folder, config, local=True)
     encoder = registry.encoder(config.model_type)
-    with quiet(), _told(folder / WEIGHTS):
-        stock, report = stock_class(card.task).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+    with _told(folder / WEIGHTS):
+        stock, report = pretrained.load_stock(folder, card.task, config, local=True)
     if report["missing_keys"]:
         raise ExitkitError(
             f"{folder / WEIGHTS} lacks weights ({sorted(report['missing_keys'])[0]}, …). "

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
-from exitkit import artifact
+from exitkit import artifact, pretrained
 from exitkit.cascades.folder import is_cascade, models_of
 from exitkit.data.sources import Origin, reread
 from exitkit.errors import ExitkitError
+from exitkit.plugins import installed
 from exitkit.tagging import scheme_of
 from exitkit.tasks import task
 
@@ -28,7 +28,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         return _inspect_cascade(folder)
     card = artifact.read_card(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = pretrained.load_config(folder, installed(), local=True)
     except (OSError, ValueError) as error:
         raise ExitkitError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from None
     metrics = _metrics(folder / artifact.METRICS)

@@ -16,6 +16,7 @@ from exitkit.loop import every_exit
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 
+REGISTRY = installed()  # asking anew takes longer than these models do
 LENGTHS = (12, 7, 20, 5, 31)
 SMALL = {
     "vocab_size": 60,
@@ -95,9 +96,11 @@ FAMILIES: dict[str, dict] = {
 }
 
 
-def stock(family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A model of a family with weights N(0, 0.3²), in evaluation mode."""
-    given = {**SMALL, **FAMILIES[family]}
+def stock(
+    family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64, **fields: object
+) -> PreTrainedModel:
+    """A model of a family, with some `fields` of its config, with weights N(0, 0.3²), in evaluation mode."""
+    given = {**SMALL, **FAMILIES[family], **fields}
     if given["model_type"] == "distilbert":
         given = {key: value for key, value in given.items() if key not in ("hidden_size", "num_hidden_layers")}
     config = AutoConfig.for_model(**given)
@@ -114,7 +117,7 @@ def with_exits(model: PreTrainedModel) -> ExitModel:
     """Exits at every layer of a stock model."""
     layers = model.config.num_hidden_layers
     pooling: Pooling = "cls" if type(model).__name__.endswith("ForTokenClassification") else "mean"
-    made = ExitModel(model, installed().encoder(model.config.model_type), range(1, layers + 1), pooling)
+    made = ExitModel(model, REGISTRY.encoder(model.config.model_type), range(1, layers + 1), pooling)
     return made.to(next(model.parameters()).dtype).eval()
 
 

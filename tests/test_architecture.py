@@ -20,6 +20,7 @@ LAYERS = [
     {"loop", "data"},
     {"model"},
     {"plugins", "replay"},
+    {"pretrained"},
     {"cost", "artifact", "testing"},
     {"measure", "memory", "model_card", "cascades"},
     {"training", "distillation", "calibration", "benchmarking", "prediction"},

@@ -11,13 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from exitkit import pretrained
 from exitkit.config import DistillConfig
 from exitkit.data.batches import NO_LABEL, batches, encode
 from exitkit.data.sources import Rows
@@ -28,11 +24,12 @@ from exitkit.distiller import Distiller, Students
 from exitkit.encoders.base import Encoder
 from exitkit.errors import UsageError
 from exitkit.heads import choose_pooling
-from exitkit.model import ExitModel, stock_class
+from exitkit.model import ExitModel
 from exitkit.plugins import Registry
 from exitkit.progress import bar
 from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
+from exitkit.training.checkpoint import check_config, check_folder, most_tokens, most_types
 from exitkit.training.start import Start, starting_model
 
 log = logging.getLogger("exitkit")
@@ -109,6 +106,8 @@ def new_student(
     source = settings.student
     pooling = teacher.whole.pooling if settings.pooling == "auto" else choose_pooling(settings.pooling, task.kind)
     exits = [] if settings.no_exits else settings.exits
+    if source is not None:
+        check_folder(source, "--student")
     if source is not None and not _is_config(Path(source)):
         if settings.extract not in (None, NONE):
             raise UsageError(
@@ -116,14 +115,17 @@ def new_student(
                 "or give a config.json as --student."
             )
         begun = starting_model(source, task, exits, pooling, registry, scale, "--student", teacher.tokenizer)
+        if begun.misfit is not None:
+            log.warning("the student is a fine-tuned classifier, and %s: it gets a new head", begun.misfit)
         _order_outputs(begun, task)
         return Student(begun.model, begun.tokenizer, NONE)
     if students is not None:
         config = resized(settings, students)
     else:
         assert source is not None
-        config = _config(Path(source))
+        config = _config(Path(source), registry)
     encoder = registry.encoder(config.model_type)
+    check_config(source or teacher.source, config, encoder, "--student" if source else "--teacher")
     stock = _built(source, config, task)
     how = _extraction(settings, stock, students, encoder, teacher)
     every = range(1, len(encoder(stock).blocks) + 1)
@@ -147,8 +149,7 @@ def bare(config: PreTrainedConfig, encoder: type[Encoder], task: Task) -> ExitMo
 
 
 def _random(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    made: PreTrainedModel = stock_class(task.kind).from_config(_for_task(config, task), dtype=torch.float32)
-    return made
+    return pretrained.new_stock(task.kind, _for_task(config, task))
 
 
 def start(student: Student, teacher: Teacher, rows: Rows, task: Task, seed: int) -> None:
@@ -253,14 +254,14 @@ def _built(source: str | None, config: PreTrainedConfig, task: Task) -> PreTrain
 def check_tables(source: str, student: Student, pairs: bool) -> None:
     """Raise UsageError: its tokenizer has tokens, or for `pairs` of texts types, that it has no embedding for."""
     model, tokenizer = student.model, student.tokenizer
-    rows, tokens = len(_table(model.stock)), max(tokenizer.get_vocab().values()) + 1
+    rows, tokens = len(_table(model.stock)), most_tokens(tokenizer)
     if tokens > rows:
         raise UsageError(
             f"--student {source}: it has embeddings for {rows} tokens, and the tokenizer that it reads with {tokens}. "
             f"Set vocab_size to at least {tokens}, or give a model with a tokenizer of its own."
         )
     known = getattr(model.stock.config, "type_vocab_size", None)
-    types = max(tokenizer("a", "a").get("token_type_ids", [0])) + 1 if pairs else 1
+    types = most_types(tokenizer) if pairs else 1
     if known and types > known:
         raise UsageError(
             f"--student {source}: its type_vocab_size is {known}, and the tokenizer that it reads with gives a pair of "
@@ -333,11 +334,11 @@ def _is_config(path: Path) -> bool:
     return (path / "config.json").exists() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin"))
 
 
-def _config(path: Path) -> PreTrainedConfig:
+def _config(path: Path, registry: Registry) -> PreTrainedConfig:
     if not path.exists():
         raise UsageError(f"--student {path}: there is no such file.")
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return pretrained.load_config(path, registry, local=True)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--student {path}: no config that can be read: {' '.join(str(error).split())[:300]}"

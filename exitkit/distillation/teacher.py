@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from exitkit import artifact, layout
+from exitkit import artifact, layout, pretrained
 from exitkit.data.batches import limit
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import choose_pooling
 from exitkit.loop import full_pass
-from exitkit.model import ExitModel, stock_class
+from exitkit.model import ExitModel
 from exitkit.plugins import Registry
-from exitkit.progress import quiet
 from exitkit.stream import Batch
-from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task, task
-from exitkit.training.start import check_weights, classes_of, content_of, open_checkpoint, starting_model
+from exitkit.tasks import Classification, Regression, Tagging, Task, task
+from exitkit.training.checkpoint import check_config, check_files, check_weights, fitting_tokenizer
+from exitkit.training.start import classes_of, content_of, kind_of, open_checkpoint, starting_model
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def _load(source: str, registry: Registry, device: torch.device, max_length: int
 def _checkpoint(
     source: str, registry: Registry, device: torch.device
 ) -> tuple[ExitModel, PreTrainedTokenizerBase, Task]:
-    config, tokenizer = open_checkpoint(source, "--teacher")
+    config, tokenizer = open_checkpoint(source, "--teacher", registry=registry)
     what = _task(source, config)
     encoder = registry.encoder(config.model_type)
-    check_weights(source, "--teacher")
+    check_files(source, "--teacher")
+    check_config(source, config, encoder, "--teacher")
     try:
-        with quiet():
-            stock, report = stock_class(what.kind).from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True
-            )
+        stock, report = pretrained.load_stock(source, what.kind, config)
+    except ExitkitError:
+        raise
     except Exception as error:
         raise ExitkitError(f"--teacher {source}: cannot be loaded: {' '.join(str(error).split())}") from error
     if report["missing_keys"]:
@@ -134,6 +134,8 @@ def _checkpoint(
             f"--teacher {source}: the checkpoint lacks weights, such as {sorted(report['missing_keys'])[0]}, so that "
             "its answers would be random. Fine-tune it first: exitkit train."
         )
+    check_weights(source, stock, report, "--teacher")
+    tokenizer = fitting_tokenizer(source, tokenizer, stock, "--teacher")
     stock.config.problem_type = what.problem_type
     model = ExitModel(stock, encoder, [len(encoder(stock).blocks)], choose_pooling("auto", what.kind))
     model = model.to(device).eval()
@@ -154,9 +156,7 @@ def _task(source: str, config: PreTrainedConfig) -> Task:
             "trained, or a checkpoint whose architecture ends in ForSequenceClassification or ForTokenClassification; "
             "exitkit train makes one of an encoder."
         )
-    kinds_of = {known.problem_type: kind for kind, known in TASKS.items() if known.problem_type is not None}
-    usual = Regression.kind if len(labels) == 1 else Classification.kind
-    kind = kinds_of.get(config.problem_type, usual)
+    kind = kind_of(config)
     return task(kind, () if kind == Regression.kind else labels)
 
 

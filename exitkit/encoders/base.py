@@ -79,6 +79,20 @@ class Encoder(ABC):
         self.base = stock.base_model
         self.tags_words = type(stock).__name__.endswith("ForTokenClassification")
 
+    @classmethod
+    def refusal(cls, config: PreTrainedConfig) -> str | None:
+        """Why models of such a config are not computed here as their stock class computes them; None: they are.
+
+        A sentence that says what is in the config and what to do. A family that overrides it asks this one too, unless
+        its layers keep words from looking ahead.
+        """
+        if not getattr(config, "is_decoder", False):
+            return None
+        return (
+            "its config says is_decoder: true, so that no word sees those after it, and here every word sees all. "
+            "Only where the model was trained to see all of them, set is_decoder to false in config.json."
+        )
+
     @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
@@ -172,6 +186,17 @@ def by_pieces(feed_forward: Callable[[Tensor], Tensor], states: Tensor) -> Tenso
         return feed_forward(states)
     pieces = states.tensor_split(-(-states.shape[0] // PIECE))
     return torch.cat([feed_forward(piece) for piece in pieces])
+
+
+def counted_positions(tokens: Tokens, padding: int) -> Tensor:
+    """[T] positions as RoBERTa and its kin count them: from `padding` + 1 on, over tokens that are not the padding one.
+
+    A text may hold that token too, written out: it then stands at position `padding`, and those behind it move up.
+    """
+    counts = tokens.ids != padding
+    before = counts.cumsum(0) - counts.long()  # [T] of all sequences
+    first = torch.arange(len(counts), device=counts.device) - tokens.position  # [T] row of the sequence's first token
+    return torch.where(counts, before - before[first] + 1, 0) + padding
 
 
 def first_tokens(stream: Stream, units: Tensor | None = None) -> Tensor:

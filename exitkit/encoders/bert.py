@@ -15,10 +15,14 @@ from exitkit.encoders.base import (
     Part,
     active_states,
     by_pieces,
+    counted_positions,
     split_heads,
     update_active,
 )
 from exitkit.stream import Stream, Tokens
+
+COUNTING = frozenset({"roberta", "xlm-roberta", "camembert"})
+"""Families whose positions count from the padding id + 1, over all other tokens."""
 
 
 class BertEncoder(Encoder):
@@ -27,15 +31,22 @@ class BertEncoder(Encoder):
     model_types = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
     cuts = True
 
+    @classmethod
+    def refusal(cls, config: PreTrainedConfig) -> str | None:
+        """Decoders, and kin of RoBERTa that do not say which id to count positions from."""
+        if config.model_type in COUNTING and config.pad_token_id is None:
+            return f"positions of a {config.model_type} count from pad_token_id + 1, and its config has none. Set it."
+        return super().refusal(config)
+
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102
         return list(self.base.encoder.layer)
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """RoBERTa and its kin number positions from the padding id + 1 on; the others from 0."""
+        """RoBERTa and its kin count positions from the padding id + 1 on; the others from 0."""
         embeddings = self.base.embeddings
-        offset = getattr(embeddings, "padding_idx", None)
-        position = tokens.position if offset is None else tokens.position + offset + 1
+        padding = getattr(embeddings, "padding_idx", None)
+        position = tokens.position if padding is None else counted_positions(tokens, padding)
         hidden: Tensor = embeddings(
             input_ids=tokens.ids[None],
             token_type_ids=None if tokens.types is None else tokens.types[None],

@@ -47,7 +47,7 @@ class DistilBertEncoder(Encoder):
             dropout=attention.dropout.p if attention.training else 0.0,
         )
         attended = block.sa_layer_norm(attention.out_lin(context) + asking)
-        new = by_pieces(lambda rows: block.output_layer_norm(block.ffn(rows) + rows), attended)
+        new = by_pieces(lambda rows: block.output_layer_norm(block.ffn.ff_chunk(rows) + rows), attended)
         return update_active(stream, new)
 
     def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102

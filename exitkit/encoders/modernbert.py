@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from exitkit.attention import attend
@@ -14,6 +15,18 @@ class ModernBertEncoder(Encoder):
     """Encoders whose layers are `ModernBertEncoderLayer`s."""
 
     model_types = frozenset({"modernbert"})
+
+    @classmethod
+    def refusal(cls, config: PreTrainedConfig) -> str | None:
+        """Decoders, and rotary angles that depend on the longest text of a batch."""
+        for kind, rope in (config.rope_parameters or {}).items():
+            moving = rope["rope_type"]
+            if moving == "longrope" or "dynamic" in moving:
+                return (
+                    f"its rope_type for {kind} is {moving!r}: angles depend on the longest text of a batch, so that "
+                    "answers would depend on batch mates. Set it to one that does not, such as default, linear or yarn."
+                )
+        return super().refusal(config)
 
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.attention import grid
-from exitkit.encoders.base import Encoder, LayerCost
+from exitkit.encoders.base import Encoder, LayerCost, counted_positions
 from exitkit.stream import Stream, Tokens
 
 
@@ -114,7 +114,7 @@ class MPNetEncoder(PaddedEncoder):
     def embed(self, tokens: Tokens) -> Tensor:
         """Positions count from the padding id + 1."""
         embeddings = self.base.embeddings
-        position = tokens.position + embeddings.padding_idx + 1
+        position = counted_positions(tokens, embeddings.padding_idx)
         hidden: Tensor = embeddings(input_ids=tokens.ids[None], position_ids=position[None])[0]
         return hidden
 

@@ -5,32 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from exitkit import pretrained
 from exitkit.cascades.folder import is_cascade
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.heads import Pooling
 from exitkit.model import ExitModel, stock_class
-from exitkit.plugins import Registry
-from exitkit.progress import quiet
-from exitkit.tasks import Tagging, Task
+from exitkit.plugins import Registry, installed
+from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task
+from exitkit.training.checkpoint import (
+    TOKENIZER_FILES,
+    check_config,
+    check_files,
+    check_folder,
+    check_weights,
+    fitting_tokenizer,
+)
 
 log = logging.getLogger("exitkit")
-
-TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "bpe")
-"""How the names of all files begin that some tokenizer is read from."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     fine_tuned: bool  # the stock head came with the checkpoint and has an output for each of the data's labels
     labels: tuple[str, ...]  # what the checkpoint calls the outputs of a head that came with it; else empty
+    misfit: str | None = None  # of a classifier whose head cannot be kept, why, as part of a sentence; else None
 
 
 def starting_model(
@@ -66,47 +65,47 @@ def starting_model(
         spare: the tokenizer of a checkpoint that brings none.
 
     Raises:
-        UsageError: no such model, one without a tokenizer, or an unknown family.
+        UsageError: no such model, one without a tokenizer, an unknown family, or one that plain transformers would run
+            otherwise; see `checkpoint`.
         ExitkitError: weights that cannot be read, or that hold NaN.
     """
-    config, tokenizer = open_checkpoint(source, option, spare)
+    config, tokenizer = open_checkpoint(source, option, spare, registry)
     encoder = registry.encoder(config.model_type)
-    theirs, meant = classes_of(config, task.kind), config.problem_type
-    check_weights(source, option)
+    theirs, head, fitted = classes_of(config, task.kind), head_of(config), fits(config, task)
+    check_files(source, option)
+    check_config(source, config, encoder, option)
     config.num_labels = task.outputs
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     config.problem_type = task.problem_type
     try:
-        with quiet():
-            stock, report = stock_class(task.kind).from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        stock, report = pretrained.load_stock(source, task.kind, config, ignore_sizes=True)
+    except ExitkitError:
+        raise
     except Exception as error:
         raise ExitkitError(f"{option} {source}: cannot be loaded: {' '.join(str(error).split())}") from error
-    fresh = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
-    lost = [key for key in fresh if key.startswith(stock.base_model_prefix) and "pooler" not in key]
-    if lost:
-        raise ExitkitError(f"{option} {source}: the checkpoint lacks {len(lost)} encoder weights, such as {lost[0]}.")
-    for name, value in stock.named_parameters():
-        if not torch.isfinite(value).all():
-            raise ExitkitError(f"{option} {source}: weight {name} holds NaN or infinite values.")
+    fresh = check_weights(source, stock, report, option)
     layers = len(encoder(stock).blocks)
     model = ExitModel(stock, encoder, range(1, layers + 1) if exits is None else exits, pooling, scale)
-    fitted = theirs is not None and len(theirs) == task.outputs and meant in (None, task.problem_type)
     fine_tuned = fitted and not fresh
     own = tokenizer is not spare
     if task.kind == Tagging.kind and own and not fine_tuned:  # a tagger has learnt words as its tokenizer has them
-        tokenizer = _of_words(tokenizer, source)
-    return Start(model, tokenizer, fine_tuned, theirs if fine_tuned and theirs and task.labels else ())
+        tokenizer = _of_words(tokenizer, source, config)
+    return Start(
+        model,
+        fitting_tokenizer(source, tokenizer, stock, option),
+        fine_tuned,
+        theirs if fine_tuned and theirs and task.labels else (),
+        None if fine_tuned or head is None else _misfit(head, fitted, fresh),
+    )
 
 
-def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+def _misfit(head: str, fitted: bool, fresh: Collection[str]) -> str:
+    return f"weights of its head are missing ({min(fresh)})" if fitted else f"its head is for {head}"
+
+
+def _of_words(tokenizer: PreTrainedTokenizerBase, source: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, reading every word of a list as it reads a word of a text.
 
     Byte-level tokenizers (RoBERTa, ModernBERT) take a word with the blank before it. Words of a list have none, so
@@ -115,7 +114,7 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.pre_tokenizer, ByteLevel) or backend.pre_tokenizer.add_prefix_space:
         return tokenizer
-    again: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, add_prefix_space=True)  # is saved with it
+    again = pretrained.load_tokenizer(source, config, add_prefix_space=True)  # is saved with it
     splits = again.backend_tokenizer.pre_tokenizer
     splits.add_prefix_space = True  # tokenizers without a class of their own do not look at the argument
     again.backend_tokenizer.pre_tokenizer = splits
@@ -123,13 +122,19 @@ def _of_words(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToke
 
 
 def open_checkpoint(
-    source: str, option: str = "--model", spare: PreTrainedTokenizerBase | None = None
+    source: str,
+    option: str = "--model",
+    spare: PreTrainedTokenizerBase | None = None,
+    registry: Registry | None = None,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Config and tokenizer of a checkpoint, or the `spare` tokenizer where it has none.
 
-    Raises UsageError: it is not there, or has no tokenizer; the message names the option.
+    Raises:
+        UsageError: it is not there, is of an unknown family, or has no tokenizer; the message names the option.
+        ExitkitError: it asks for more than data.
     """
     folder = Path(source)
+    check_folder(source, option)
     looks_local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (folder / "config.json").exists():
         what = "there is no such folder" if not folder.exists() else "it has no config.json"
@@ -137,12 +142,14 @@ def open_checkpoint(
             what = "it is a cascade, which is several models; name one of them"
         raise UsageError(f"{option} {source}: {what}.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = pretrained.load_config(source, registry or installed())
+    except ExitkitError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{option} {source}: neither a folder nor a model that can be fetched: {_one_line(error)}"
         ) from error
-    found = _tokenizer(source, option)
+    found = _tokenizer(source, config, option)
     tokenizer = spare if found is None else found
     if tokenizer is None:
         raise UsageError(
@@ -152,10 +159,12 @@ def open_checkpoint(
     return config, tokenizer
 
 
-def _tokenizer(source: str, option: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer(source: str, config: PreTrainedConfig, option: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None where there is none."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer = pretrained.load_tokenizer(source, config)
+    except ExitkitError:
+        raise
     except Exception as error:
         folder = Path(source)
         if folder.is_dir() and not any(file.name.startswith(TOKENIZER_FILES) for file in folder.iterdir()):
@@ -171,7 +180,7 @@ def _one_line(error: Exception) -> str:
 def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[str, ...]:
     """The data's class names in the order of the outputs of the classifier that training starts from.
 
-    An encoder, or a classifier with another number of classes, gets a new head and keeps the data's order.
+    An encoder, or a classifier for another task or number of classes, gets a new head and keeps the data's order.
 
     Args:
         source: a Hugging Face id, a folder, or a built-in model.
@@ -189,8 +198,11 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
                 f"model's outputs. The data has {known or 'no classes'}."
             )
         return tuple(names)
-    theirs = None if source.startswith("demo:") else classes_of(open_checkpoint(source)[0], task.kind)
-    if theirs is None or len(theirs) != len(task.labels):
+    if source.startswith("demo:"):
+        return task.labels
+    config, _ = open_checkpoint(source)
+    theirs = classes_of(config, task.kind)
+    if theirs is None or len(theirs) != len(task.labels) or not fits(config, task):
         return task.labels
     if sorted(theirs) == sorted(task.labels):
         return theirs
@@ -198,6 +210,29 @@ def label_order(source: str, task: Task, names: Sequence[str] | None) -> tuple[s
         f"--model {source} is a classifier for the labels {', '.join(theirs)}; the data has {known}. Say which is "
         f"which: --label-names, with the data's labels in the order of the model's (such as {','.join(task.labels)})."
     )
+
+
+def fits(config: PreTrainedConfig, task: Task) -> bool:
+    """Whether a checkpoint's head is for such a task, with as many outputs, whatever they are called."""
+    theirs = classes_of(config, task.kind)
+    return theirs is not None and len(theirs) == task.outputs and config.problem_type in (None, task.problem_type)
+
+
+def head_of(config: PreTrainedConfig) -> str | None:
+    """What the head of a fine-tuned checkpoint is for, such as "multi-label with 2 labels"; None for an encoder."""
+    tags, labels = classes_of(config, Tagging.kind), classes_of(config, Classification.kind)
+    if tags is not None:
+        return f"{Tagging.kind} with {len(tags)} tags"
+    if labels is None:
+        return None
+    kind = kind_of(config)
+    return kind if kind == Regression.kind else f"{kind} with {len(labels)} labels"
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """The kind of task that a fine-tuned classifier of texts is for; a single output without a word is a regression."""
+    kinds = {known.problem_type: kind for kind, known in TASKS.items() if known.problem_type is not None}
+    return kinds.get(config.problem_type, Regression.kind if config.num_labels == 1 else Classification.kind)
 
 
 def content_of(stock: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, more: str = "") -> str:
@@ -223,16 +258,3 @@ def classes_of(config: PreTrainedConfig, kind: str) -> tuple[str, ...] | None:
     if not any(name.endswith(wanted) for name in config.architectures or []):
         return None
     return tuple(config.id2label[number] for number in sorted(config.id2label))
-
-
-def check_weights(source: str, option: str = "--model") -> None:
-    """Raise UsageError for a folder without weights that exitkit reads."""
-    folder = Path(source)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")):
-        raise UsageError(
-            f"{option} {source}: the weights are a pickle (.bin), which exitkit does not read. Convert them where you "
-            "trust them: AutoModel.from_pretrained(folder).save_pretrained(new_folder)."
-        )
-    raise UsageError(f"{option} {source}: there is no model.safetensors in it.")

@@ -89,6 +89,8 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
     recipe.prepare(model)
     model.to(device)
     phases = phases_of("recipe", recipe_name, recipe, model, settings.epochs, epochs, start.fine_tuned)
+    if start.misfit is not None:
+        _head_is_new(f"--model {settings.model} is a fine-tuned classifier, and {start.misfit}", recipe_name, phases)
     if settings.unlabelled is not None and not any(phase.label_free for phase in phases):
         raise UsageError(f"--unlabelled: no phase of recipe '{recipe_name}' can learn without labels.")
     unlabelled = unlabelled_rows(settings.unlabelled, data)
@@ -129,6 +131,17 @@ def _data(settings: TrainConfig) -> tuple[TrainingData, str]:
     label = taken(data.train, settings.task and "as --task says")
     order = label_order(str(settings.model), data.task, settings.label_names)
     return (data if order == data.task.labels else read(replace(data.task, labels=order))), label
+
+
+def _head_is_new(why: str, recipe: str, phases: Sequence[Phase]) -> None:
+    """Say that a classifier's head is not kept. Raises UsageError: the recipe is one that keeps classifiers."""
+    if any(phase.fine_tunes for phase in phases):
+        raise UsageError(
+            f"{why}: recipe '{recipe}', which keeps a fine-tuned classifier as it is, cannot keep it. Give the data "
+            "that it is for; or train the encoder too, with another recipe, such as joint, or from the encoder "
+            "alone: AutoModel.from_pretrained(folder).save_pretrained(new_folder), with its tokenizer."
+        )
+    log.warning("%s: a new one is trained, and the encoder with it", why)
 
 
 def _run(job: Job, phases: Sequence[Phase], folder: Path, fine_tuned: bool) -> Spent:
