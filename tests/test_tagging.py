@@ -355,6 +355,7 @@ texts = st.text(max_size=40) | st.text(
 )
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_words_of_two_texts_with_a_blank_between_are_those_of_each(first: str, second: str) -> None:
     behind = [(len(first) + 1 + start, len(first) + 1 + end) for start, end in words_in(second)]
