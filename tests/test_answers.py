@@ -124,7 +124,7 @@ def test_a_text_without_a_token_is_read_as_one_token_and_never_as_its_neighbour(
         for text, found in zip(texts, model.predict_proba(texts), strict=True):
             assert np.allclose(found, alone[text], atol=1e-6)
     assert np.allclose(alone[""], alone["zzz"])
-    rows = encode(read({"text": ["", "a b"], "label": ["x", "y"]}), bare(), 8)
+    rows = encode(read([("", "x"), ("a b", "y")]), bare(), 8)
     assert [len(ids) for ids in rows["input_ids"][:]] == [1, 2]
     assert rows["attention_mask"][:] == [[1], [1, 1]]
 

@@ -475,9 +475,9 @@ def test_a_gate_that_changes_hidden_states_is_named() -> None:
         run(model, tiny_batch(), throwaway(policy, model))
 
 
-@pytest.mark.parametrize("behind", [lambda t: t.data.neg_(), lambda t: t.numpy().fill(0)])
+@pytest.mark.parametrize("behind", [lambda t: t.data.neg_(), lambda t: t.detach().neg_(), lambda t: t.numpy().fill(0)])
 def test_a_change_behind_torchs_back_is_caught_by_check_policy(behind: Callable[..., object]) -> None:
-    with pytest.raises(AssertionError, match="changes the evidence"):
+    with pytest.raises((AssertionError, PluginError)):
         check_policy(changing(lambda seen, state: behind(seen.logits)))
 
 
