@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from exitkit import stdout
 from exitkit.cli.command import reporting, write_json
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -51,9 +52,10 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
             offers = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["offers"].items())
             broken = f"[red]broken: {row['error']}[/]" if row["error"] else offers
             table.add_row(row["name"], f"{row['distribution']} {row['version']}", broken)
-        console.print(table)
-        for clash in registry.clashes():
-            console.print(f"[red]{clash}[/]", highlight=False)
+        with stdout.naming():
+            console.print(table)
+            for clash in registry.clashes():
+                console.print(f"[red]{clash}[/]", highlight=False)
 
 
 def families(json: Json = False, debug: Debug = False) -> None:
@@ -102,7 +104,8 @@ def _list(key: str, kind: str, json: bool, debug: bool, describe: Any) -> None:
         if json:
             write_json({key: rows})
             return
-        show(rows, console)
+        with stdout.naming():
+            show(rows, console)
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:

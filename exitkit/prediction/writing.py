@@ -8,13 +8,13 @@ import io
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from exitkit import stdout
 from exitkit.errors import ExitkitError, UsageError
 
 ROWS_PER_GROUP = 10_000  # of a parquet file; also how many rows are held in memory for it
@@ -64,7 +64,7 @@ class Writer:
 
         All rows of a file have the same keys, and values of JSON's types; in text formats, floats are rounded
         to 6 significant digits. Raises ExitkitError for a number that is not finite and for a disk that is
-        full or gone; on stdout, OSError as it comes (BrokenPipeError where the reader has left).
+        full or gone, behind stdout too; BrokenPipeError where the reader of stdout has left.
         """
         for number, answer in enumerate(answers, self._rows + 1):
             self._check(number, answer)
@@ -202,8 +202,7 @@ class _Stdout:
     """UTF-8 whatever the locale; flushed per call, so that a reader gets answers as they come."""
 
     def append(self, rows: Rows) -> None:
-        sys.stdout.buffer.write(_json_lines(rows))
-        sys.stdout.buffer.flush()
+        stdout.write(_json_lines(rows))
 
     def close(self) -> None:
         pass
