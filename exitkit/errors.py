@@ -38,13 +38,15 @@ def shortage(error: BaseException | None, less: str) -> str | None:
         error: any.
         less: what to do when memory runs out, as the end of a sentence.
     """
-    while error is not None:
+    looked_at: list[BaseException] = []
+    while error is not None and error not in looked_at:
+        looked_at.append(error)
         kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's own, without importing torch
         said = str(error) if kinds & {"RuntimeError", "OSError"} else ""
         if kinds & {"MemoryError", "OutOfMemoryError"} or any(words in said for words in OUT_OF_MEMORY):
             return f"out of memory; {less}"
         if any(words in said for words in NO_THREADS):
-            return "the machine gives no more threads, or no memory for one; use --threads 1, or raise its limits (ulimit)"
+            return "the machine gives no more threads, or no memory for one; use --threads 1, or raise limits (ulimit)"
         error = error.__cause__ or error.__context__
     return None
 

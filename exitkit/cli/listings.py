@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from exitkit import stdout
@@ -41,6 +42,7 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
                 "version": plugin.version,
                 "offers": plugin.offers,
                 "error": plugin.error,
+                "notes": plugin.notes,
             }
             for plugin in registry.plugins
         ]
@@ -50,12 +52,14 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
         table = Table("plugin", "distribution", "offers")
         for row in rows:
             offers = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["offers"].items())
-            broken = f"[red]broken: {row['error']}[/]" if row["error"] else offers
-            table.add_row(row["name"], f"{row['distribution']} {row['version']}", broken)
+            if row["error"]:
+                offers = f"[red]broken: {escape(row['error'])}[/]"
+            said = "\n".join([offers, *(f"[yellow]{escape(note)}[/]" for note in row["notes"])])
+            table.add_row(row["name"], f"{row['distribution']} {row['version']}", said)
         with stdout.naming():
             console.print(table)
             for clash in registry.clashes():
-                console.print(f"[red]{clash}[/]", highlight=False)
+                console.print(f"[red]{escape(clash)}[/]", highlight=False)
 
 
 def families(json: Json = False, debug: Debug = False) -> None:
