@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from exitkit import parsing, runtime
+from exitkit import parity, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.config import TrainConfig
 from exitkit.data.batches import limit
@@ -75,6 +75,7 @@ def train(settings: TrainConfig | None = None, **fields: Any) -> dict[str, Any]:
             source, data.task, settings.exits, choose_pooling(settings.pooling, data.task.kind), registry, scale
         )
     model, tokenizer = start.model, start.tokenizer
+    parity.check(model)
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
     attach_probes(model, recipe_name, registry, recipe.probes())
     recipe.prepare(model)
