@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ import yaml
 from torch import Tensor
 
 from exitkit.distiller import Distiller, Lesson, Reads
+from exitkit.encoders.bert import BertEncoder
 from exitkit.errors import UsageError
 from exitkit.inside import Inside
 from exitkit.loop import full_pass
 from exitkit.model import ExitModel
 from exitkit.parity import lengths, random_rows, random_stock, small_config
-from exitkit.plugins import installed
+from exitkit.plugins import Registry, installed
 from exitkit.policy import Shape
 from exitkit.recipe import EveryExit, Judges, Phase, Recipe
 from exitkit.stream import Batch, units_of
@@ -64,6 +65,12 @@ def check_distiller(method: type[Distiller], name: str = "method", options: Mapp
     assert tried, f"{name}: refuses every task"
 
 
+@cache
+def _installed() -> Registry:
+    """What is installed; looked up once, since every step begins with a fresh model."""
+    return installed()
+
+
 def _labels(kind: str) -> tuple[str, ...]:
     return () if kind == "regression" else tuple("abc")
 
@@ -85,8 +92,7 @@ def _model(task: Task, layers: int, seed: int) -> ExitModel:
     config.num_hidden_layers, config.num_labels, config.problem_type = layers, task.outputs, task.problem_type
     tags = task.kind == "tagging"
     stock = random_stock(config, tags, seed, torch.float32)
-    encoder = installed().encoder("bert")
-    return ExitModel(stock, encoder, range(1, layers + 1), "cls" if tags else "mean")
+    return ExitModel(stock, BertEncoder, range(1, layers + 1), "cls" if tags else "mean")
 
 
 def _tries(made: Recipe, name: str, task: Task, teacher: ExitModel | None) -> bool:
@@ -109,14 +115,13 @@ def _tries(made: Recipe, name: str, task: Task, teacher: ExitModel | None) -> bo
 
 def _begun(made: Recipe, name: str, task: Task, teacher: ExitModel | None) -> tuple[ExitModel, Sequence[Phase]]:
     """A fresh model that the recipe has prepared, and its phases."""
+    torch.manual_seed(0)
     model = _model(task, layers=4 if teacher is None else 2, seed=0)
-    registry = installed()
     if teacher is None:
-        attach_probes(model, name, registry, made.probes())
+        attach_probes(model, name, _installed(), made.probes())
     elif isinstance(made, Distiller):
         for part, module in made.scaffold(model.shape, teacher.shape).items():
             model.scaffold[part] = module
-    torch.manual_seed(0)
     made.prepare(model)
     return model, made.phases(model, 2.0)
 
@@ -193,7 +198,7 @@ def _wrong(losses: object) -> str | None:
         if not isinstance(value, Tensor) or value.dim() != 0:
             return f"must give a dict of scalar tensors; '{key}' is a {type(value).__name__}"
         if not bool(value.isfinite()):
-            return f"must be finite; '{key}' is {float(value)}"
+            return f"must be finite; '{key}' is {float(value.detach())}"
     return None
 
 

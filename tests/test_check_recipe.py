@@ -95,7 +95,6 @@ def forgets_the_seed(self, phase, seen):
         (recipe(phases=phases(epochs=0)), "0 epochs"),
         (recipe(phases=one_parameter_twice), "a parameter twice"),
         (recipe(phases=a_stranger), "not the model's"),
-        (recipe(learning_rate=-1.0), "learns at rate -1.0"),
     ],
 )
 def test_a_planted_mistake_of_a_recipe_is_found(wrong: type[Joint], message: str) -> None:
@@ -120,6 +119,11 @@ def test_a_planted_mistake_of_a_recipe_is_found(wrong: type[Joint], message: str
 def test_a_planted_mistake_of_a_method_is_found(wrong: type[Logits], message: str) -> None:
     with pytest.raises((AssertionError, PluginError), match=message):
         check_distiller(wrong, "wrong")
+
+
+def test_a_rate_that_teaches_nothing_is_found() -> None:
+    with pytest.raises(AssertionError, match=r"phase 'joint' learns at rate -1\.0"):
+        check_recipe(Joint, options={"learning_rate": -1.0})
 
 
 def test_a_recipe_that_is_no_frozen_dataclass_is_found() -> None:
