@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -43,7 +42,7 @@ def heard() -> Iterator[None]:
 
     def once_more(dropped: sys.UnraisableHookArgs) -> None:
         if _received and isinstance(dropped.exc_value, KeyboardInterrupt):
-            again = threading.Timer(SOON, _thread.interrupt_main)
+            again = threading.Timer(SOON, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
             again.daemon = True
             with suppress(RuntimeError):  # no thread any more: the program is ending
                 again.start()

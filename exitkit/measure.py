@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from exitkit import metrics
+from exitkit import containment, metrics
 from exitkit.artifact import Artifact
 from exitkit.cost import Prices, speedups
 from exitkit.data.batches import Reader, batches, encode, present
@@ -186,8 +186,18 @@ def run_all(model: Artifact, rows: Sequence[Batch], plan: Schedule, title: str) 
             advance()
     trace = Trace.join(traces)
     if not torch.isfinite(trace.logits).all():
-        raise ExitkitError(f"{model.folder}: the model answers NaN or infinite values; its weights are damaged.")
+        wrong = next(row for row, one in zip(rows, traces, strict=True) if not torch.isfinite(one.logits).all())
+        raise not_finite(model, wrong, plan)
     return trace
+
+
+def not_finite(model: Artifact, batch: Batch, plan: Schedule) -> ExitkitError:
+    """Who is to blame for answers that are NaN or infinite: the policy, where every exit's own are finite."""
+    with torch.inference_mode():
+        logits = model.model.full_pass(batch).logits
+    if torch.isfinite(logits).all():
+        return containment.broken("policy", plan.name, "it answers NaN or infinite values, and the exits do not.")
+    return ExitkitError(f"{model.folder}: the model answers NaN or infinite values; its weights are damaged.")
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def program(*args: object, path: Path | None = None, **env: str) -> subprocess.C
         env={**os.environ, "PYTHONPATH": paths, **env},
         input="the film was good\nthe plot was not good\n",
         encoding="utf-8",
+        errors="replace",
     )
 
 

@@ -21,7 +21,7 @@ from exitkit.cascades.folder import open_artifact
 from exitkit.config import Choice, PredictConfig
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import NONE, Limits
-from exitkit.measure import full_model
+from exitkit.measure import full_model, not_finite
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
@@ -154,9 +154,10 @@ class Predictor:
 
     def _run(self, batch: Batch, plan: Schedule) -> Trace:
         device = self.artifact.model.device
-        trace = self.artifact.model.run({name: tensor.to(device) for name, tensor in batch.items()}, plan)
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        trace = self.artifact.model.run(batch, plan)
         if not torch.isfinite(trace.logits).all():
-            raise ExitkitError(f"{self.artifact.folder}: the model answers NaN or infinite values.")
+            raise not_finite(self.artifact, batch, plan)
         return trace
 
     def _rows(self, trace: Trace, skips: bool, probabilities: bool) -> list[Answer]:
