@@ -1,4 +1,4 @@
-"""What a policy must keep to while it runs. Only shapes and dtypes are looked at: nothing here reads a tensor.
+"""What a policy must keep to while it runs. Shapes, dtypes and devices are looked at: nothing here reads a tensor.
 
 A policy is asked outside of inference mode, without gradients. There torch refuses to change in place what the loop
 made in inference mode, and counts the changes of all other tensors, so that neither goes unseen. What goes behind
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
+from exitkit import containment
 from exitkit.errors import PluginError
 from exitkit.limits import NONE, Limits
 from exitkit.policy import Decision, Evidence, ExitPolicy, Passage, State
@@ -32,16 +33,17 @@ def decide(
         decision, new_state = _ask(name, "decide", lambda seen, state: policy.decide(seen, dict(state)), seen, state)
     except PluginError:
         raise
-    except Exception as error:
-        raise _broken(name, f"decide failed at exit {seen.exit}: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        _fail(name, "decide", f" at exit {seen.exit}", error)
     if isinstance(decision, Tensor):
         decision = Decision(decision)
     if not isinstance(decision, Decision):
         raise _broken(name, f"decide must give a tensor or a Decision first, not {type(decision).__name__}.")
     units, labels = seen.logits.shape
-    _must_be(name, "decide's leave", decision.leave, (units,), torch.bool)
+    device = seen.logits.device
+    _must_be(name, "decide's leave", decision.leave, (units,), torch.bool, device)
     if decision.answer is not None:
-        _must_be(name, "decide's answer", decision.answer, (units, labels), None)
+        _must_be(name, "decide's answer", decision.answer, (units, labels), None, device)
     _must_be_state(name, "decide", new_state)
     _same_rows(name, new_state, state)
     return limits.hold(seen, decision, policy.together), new_state
@@ -53,16 +55,19 @@ def gate(name: str, policy: ExitPolicy, before: Passage, state: State) -> Tensor
         runs = _ask(name, "gate", policy.gate, before, state)
     except PluginError:
         raise
-    except Exception as error:
-        raise _broken(name, f"gate failed before layer {before.layer}: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        _fail(name, "gate", f" before layer {before.layer}", error)
     if runs is not None:
-        _must_be(name, "gate's answer", runs, (before.bounds.shape[0] - 1,), torch.bool)
+        _must_be(name, "gate's answer", runs, (before.bounds.shape[0] - 1,), torch.bool, before.hidden.device)
     return runs
 
 
 def gate_cost(name: str, policy: ExitPolicy, before: Passage) -> int:
     """What asking the gate costs, checked: a count of multiply-adds."""
-    cost = policy.gate_cost(before)
+    try:
+        cost = policy.gate_cost(before)
+    except BaseException as error:
+        _fail(name, "gate_cost", f" before layer {before.layer}", error)
     if not isinstance(cost, int) or cost < 0:
         raise _broken(name, f"gate_cost must be a whole number of multiply-adds, not {cost!r}.")
     return cost
@@ -74,10 +79,10 @@ def conclude(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> Ten
         answer = _ask(name, "conclude", policy.conclude, seen, state)
     except PluginError:
         raise
-    except Exception as error:
-        raise _broken(name, f"conclude failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        _fail(name, "conclude", "", error)
     if answer is not None:
-        _must_be(name, "conclude's answer", answer, tuple(seen.logits.shape), None)
+        _must_be(name, "conclude's answer", answer, tuple(seen.logits.shape), None, seen.logits.device)
     return answer
 
 
@@ -86,12 +91,14 @@ def start(name: str, policy: ExitPolicy, units: int, device: torch.device) -> St
     try:
         with torch.inference_mode(False), torch.no_grad():
             state = policy.start(units, device)
-    except Exception as error:
-        raise _broken(name, f"start failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        _fail(name, "start", "", error)
     _must_be_state(name, "start", state)
     for key, rows in state.items():
         if not isinstance(rows, Tensor) or rows.dim() == 0 or rows.shape[0] != units:
             raise _broken(name, f"state '{key}' must be a tensor with {units} rows, one per unit.")
+        if rows.device != device:
+            raise _broken(name, f"state '{key}' is on device {rows.device}; start was asked for {device}.")
     return state
 
 
@@ -144,9 +151,13 @@ def _same_rows(name: str, new: State, old: State) -> None:
         raise _broken(name, f"state had {sorted(old)} and came back with {sorted(new)}; start fixes its keys.")
     for key, before in old.items():
         after = new[key]
-        if not isinstance(after, Tensor) or after.shape[:1] != before.shape[:1] or after.dtype != before.dtype:
-            got = f"{list(after.shape)} {after.dtype}" if isinstance(after, Tensor) else type(after).__name__
-            raise _broken(name, f"state '{key}' was {list(before.shape)} {before.dtype} and came back as {got}.")
+        if (
+            not isinstance(after, Tensor)
+            or after.shape[:1] != before.shape[:1]
+            or after.dtype != before.dtype
+            or after.device != before.device
+        ):
+            raise _broken(name, f"state '{key}' was {_told(before)} and came back as {_told(after)}.")
 
 
 def _must_be_state(name: str, method: str, got: object) -> None:
@@ -154,12 +165,23 @@ def _must_be_state(name: str, method: str, got: object) -> None:
         raise _broken(name, f"the state that {method} gives must be a dict of tensors, not {type(got).__name__}.")
 
 
-def _must_be(name: str, what: str, got: object, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
-    if isinstance(got, Tensor) and tuple(got.shape) == shape and dtype in (None, got.dtype):
+def _must_be(
+    name: str, what: str, got: object, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device
+) -> None:
+    if isinstance(got, Tensor) and tuple(got.shape) == shape and dtype in (None, got.dtype) and got.device == device:
         return
-    found = f"{list(got.shape)} {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
-    raise _broken(name, f"{what} must be a tensor {list(shape)}{f' {dtype}' if dtype else ''}, not {found}.")
+    wanted = f"{list(shape)}{f' {dtype}' if dtype else ''} on {device}"
+    raise _broken(name, f"{what} must be a tensor {wanted}, not {_told(got)}.")
+
+
+def _told(got: object) -> str:
+    return f"{list(got.shape)} {got.dtype} on {got.device}" if isinstance(got, Tensor) else type(got).__name__
 
 
 def _broken(name: str, what: str) -> PluginError:
-    return PluginError(f"policy '{name}' breaks its contract: {what}")
+    return containment.broken("policy", name, what)
+
+
+def _fail(name: str, method: str, where: str, error: BaseException) -> NoReturn:
+    """Raise for what a policy's method raised."""
+    containment.reraise("policy", name, f"{method} failed{where}", error)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from exitkit.recipe import Recipe
+from exitkit.containment import Complaint, contain
+from exitkit.recipe import Recipe, must_be
 
 if TYPE_CHECKING:
     from exitkit.heads import Pooling
@@ -89,8 +90,15 @@ class Distiller(Recipe):
     has one where only some have.
     """
 
+    _kind: ClassVar[str] = "method"
+
     looks_into: ClassVar[str | None] = None
     """Name of the option that holds the model to look into, a folder or hub id; without one, or empty, the teacher."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Whatever goes wrong in a plugin's method is an error that names it."""
+        super().__init_subclass__(**more)
+        contain(cls, cls._kind, Distiller, _COMPLAINTS)
 
     @classmethod
     def refuses(cls, shape: Shape) -> str | None:
@@ -114,6 +122,14 @@ class Distiller(Recipe):
         They stand in `model.scaffold` and `model.parts()["scaffold"]`.
         """
         return {}
+
+
+_COMPLAINTS: Mapping[str, Complaint | None] = {
+    "refuses": must_be((str, type(None)), "a reason or None"),
+    "students": must_be((Students, type(None)), "Students or None"),
+    "reads": must_be(Reads, "Reads"),
+    "scaffold": must_be(Mapping, "a dict of modules"),
+}
 
 
 class Tutor(Protocol):

@@ -25,6 +25,32 @@ class PluginError(ExitkitError):
     """A plugin is broken, or breaks its contract while it runs; the message names it."""
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "std::bad_alloc", "CUDA out of memory")
+NO_THREADS = ("can't start new thread", "can't create new thread")
+
+
+def shortage(error: BaseException | None, less: str) -> str | None:
+    """What to say of an error that comes of the machine running out of memory or threads; None for any other.
+
+    Errors that were raised from such a one count too: what failed is not to blame.
+
+    Args:
+        error: any.
+        less: what to do when memory runs out, as the end of a sentence.
+    """
+    looked_at: list[BaseException] = []
+    while error is not None and error not in looked_at:
+        looked_at.append(error)
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's own, without importing torch
+        said = str(error) if kinds & {"RuntimeError", "OSError"} else ""
+        if kinds & {"MemoryError", "OutOfMemoryError"} or any(words in said for words in OUT_OF_MEMORY):
+            return f"out of memory; {less}"
+        if any(words in said for words in NO_THREADS):
+            return "the machine gives no more threads, or no memory for one; use --threads 1, or raise limits (ulimit)"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def one_of(what: str, given: str, known: Iterable[str]) -> str:
     """The message for a name that is not among the known ones, with the closest match first."""
     names = sorted(known)

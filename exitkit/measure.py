@@ -14,13 +14,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from exitkit import metrics
+from exitkit import containment, metrics
 from exitkit.artifact import Artifact
 from exitkit.cost import Prices, speedups
 from exitkit.data.batches import Reader, batches, encode, present
 from exitkit.data.sources import Rows
 from exitkit.data.splits import label_array
-from exitkit.errors import ExitkitError
+from exitkit.errors import ExitkitError, PluginError
 from exitkit.limits import Limits
 from exitkit.metrics import OfSums
 from exitkit.plugins import Registry
@@ -193,8 +193,24 @@ def run_all(model: Artifact, rows: Sequence[Batch], plan: Schedule, title: str) 
             advance()
     trace = Trace.join(traces)
     if not torch.isfinite(trace.logits).all():
-        raise ExitkitError(f"{model.folder}: the model answers NaN or infinite values; its weights are damaged.")
+        wrong = next(row for row, one in zip(rows, traces, strict=True) if not torch.isfinite(one.logits).all())
+        raise not_finite(model, wrong, plan)
     return trace
+
+
+def not_finite(model: Artifact, batch: Batch, plan: Schedule) -> ExitkitError:
+    """Who is to blame for answers that are NaN or infinite."""
+    damaged = ExitkitError(f"{model.folder}: the model answers NaN or infinite values; its weights are damaged.")
+    return policys_fault(model, batch, plan) or damaged
+
+
+def policys_fault(model: Artifact, batch: Batch, plan: Schedule) -> PluginError | None:
+    """The error of a policy that answers NaN or infinite values where every exit's own answers are finite."""
+    with torch.inference_mode():
+        logits = model.model.full_pass(batch).logits
+    if not torch.isfinite(logits).all():
+        return None
+    return containment.broken("policy", plan.name, "it answers NaN or infinite values, and the exits do not.")
 
 
 @dataclass(frozen=True)

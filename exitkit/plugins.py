@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -10,12 +12,13 @@ from typing import Any
 
 import pluggy
 
-from exitkit import hookspecs
+from exitkit import containment, hookspecs, interrupts
 from exitkit.distiller import Distiller
 from exitkit.encoders.base import Encoder
 from exitkit.errors import PluginError, UsageError, one_of
-from exitkit.policy import ExitPolicy, knobs
+from exitkit.policy import ExitPolicy, Knob, knobs
 from exitkit.recipe import Recipe
+from exitkit.switches import put_back
 
 POLICY_API = 1
 KINDS: dict[str, tuple[str, type]] = {
@@ -24,6 +27,10 @@ KINDS: dict[str, tuple[str, type]] = {
     "register_distillers": ("method", Distiller),
     "register_encoders": ("model type", Encoder),
 }
+
+
+NAME = re.compile(r"[^\W_][\w.-]*")
+"""What names of policies, recipes, methods and model types look like: they stand in commands, files and paths."""
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Plugin:
     version: str
     error: str | None = None
     offers: dict[str, list[str]] = field(default_factory=dict)  # by kind
+    notes: list[str] = field(default_factory=list)  # what its users had better know, as sentences
 
     def __str__(self) -> str:
         return f"'{self.name}' of {self.distribution} {self.version}"
@@ -59,6 +67,7 @@ class Registry:
     def add(self, kind: str, name: str, thing: Any, plugin: Plugin) -> None:
         """Take in a thing; a second one under the same name makes the name ambiguous, not the first one wrong."""
         self._offers[kind].setdefault(name, []).append(Offer(thing, plugin))
+        containment.remember(kind, name, thing, f"{plugin.distribution} {plugin.version}")
         plugin.offers.setdefault(kind, []).append(name)
 
     def names(self, kind: str) -> list[str]:
@@ -126,20 +135,34 @@ def collect(sources: Iterable[tuple[Plugin, Callable[[], Any]]]) -> Registry:
         sources: each plugin's description and a function that gives its module.
     """
     registry = Registry()
-    for plugin, load in sources:
-        registry.plugins.append(plugin)
-        try:
-            staged = _registrations(plugin, load())
-        except (Exception, SystemExit) as error:  # a plugin that ends the program is broken like any other
-            plugin.error = _reason(error)
-            continue
-        for kind, name, thing in staged:
-            registry.add(kind, name, thing, plugin)
+    with interrupts.heard():
+        for plugin, load in sources:
+            registry.plugins.append(plugin)
+            for kind, name, thing in _registrations(plugin, load):
+                registry.add(kind, name, thing, plugin)
     return registry
 
 
-def _registrations(plugin: Plugin, module: Any) -> list[tuple[str, str, Any]]:
-    """What a plugin module registers, checked: (kind, name, thing)."""
+def _registrations(plugin: Plugin, load: Callable[[], Any]) -> list[tuple[str, str, Any]]:
+    """What a plugin registers, checked: (kind, name, thing). Nothing, with the reason in it, when it is broken."""
+    try:
+        with put_back() as changed:
+            staged = _registered(plugin, load())
+    except BaseException as error:  # a plugin that ends the program is broken like any other
+        if containment.passes(error):
+            raise
+        plugin.error = _reason(error)
+        return []
+    plugin.notes += [f"sets {what} for the whole program when it is loaded; that was undone" for what in changed]
+    plugin.notes += [
+        f"policy '{name}' has no knob: it runs as it is, and calibrate has nothing to choose"
+        for _, name, thing in staged
+        if issubclass(thing, ExitPolicy) and not knobs(thing)
+    ]
+    return staged
+
+
+def _registered(plugin: Plugin, module: Any) -> list[tuple[str, str, Any]]:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(module, name=plugin.name)
@@ -158,8 +181,10 @@ def _registrations(plugin: Plugin, module: Any) -> list[tuple[str, str, Any]]:
 
 
 def _check(kind: str, name: str, thing: Any, base: type) -> None:
-    if not isinstance(name, str) or not name or name != name.strip():
-        raise PluginError(f"{kind} name {name!r} is not a plain string")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(
+            f"{kind} name {name!r} is no plain name: letters, digits, '-', '_' and '.', a letter or digit first"
+        )
     if not (inspect.isclass(thing) and issubclass(thing, base)):
         raise PluginError(f"{kind} '{name}' must be a class derived from {base.__module__}.{base.__qualname__}")
     if inspect.isabstract(thing):
@@ -167,15 +192,52 @@ def _check(kind: str, name: str, thing: Any, base: type) -> None:
         raise PluginError(f"{kind} '{name}' does not define {missing}")
     if issubclass(thing, ExitPolicy):
         _check_policy(name, thing)
+    if issubclass(thing, Recipe):
+        if getattr(thing, "__dataclass_params__", None) is None:
+            raise PluginError(f"{kind} '{name}' must be a frozen dataclass")
+        _check_fields(kind, name, thing)
 
 
 def _check_policy(name: str, policy: type[ExitPolicy]) -> None:
     if policy.api != POLICY_API:
-        raise PluginError(f"policy '{name}' is written for policy api {policy.api}; this exitkit offers {POLICY_API}")
+        raise PluginError(
+            f"policy '{name}' is written for policy api {policy.api!r}; this exitkit offers {POLICY_API!r}"
+        )
     parameters = getattr(policy, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
         raise PluginError(f"policy '{name}' must be a frozen dataclass")
-    knobs(policy)
+    _check_fields("policy", name, policy)
+    for one in knobs(policy):
+        wrong = _odd(one)
+        if wrong is not None:
+            raise PluginError(f"policy '{name}': knob '{one.name}' {wrong}")
+
+
+def _check_fields(kind: str, name: str, thing: Any) -> None:
+    """Raise PluginError for a setting that several objects would share and could change."""
+    for one in dataclasses.fields(thing):
+        if one.default_factory is not dataclasses.MISSING:
+            value = one.default_factory()
+            if getattr(type(value), "__hash__", None) is None:
+                raise PluginError(
+                    f"{kind} '{name}': setting '{one.name}' is a {type(value).__name__}, which can be changed in "
+                    "place; use a tuple or another value that cannot"
+                )
+
+
+def _odd(knob: Knob) -> str | None:
+    """What is wrong with how a knob is declared; bounds that depend on the model are not looked at."""
+    if knob.choices is not None:
+        return None if knob.default in knob.choices else f"is {knob.default!r}, none of its choices {knob.choices}"
+    if knob.kind not in (int, float):
+        return f"is {knob.default!r}, which is no number; name its choices"
+    low, high, off = (None if callable(bound) else bound for bound in (knob.low, knob.high, knob.off))
+    if low is not None and high is not None and low > high:
+        return f"goes from {low:g} to {high:g}, which is nothing"
+    below, above = low is not None and not knob.default >= low, high is not None and not knob.default <= high
+    if (below or above) and knob.default != off:
+        return f"is {knob.default!r}, {'below' if below else 'above'} its own {'low' if below else 'high'} end"
+    return None
 
 
 def _plugin(point: EntryPoint) -> Plugin:
@@ -193,8 +255,7 @@ def _distribution(point: EntryPoint) -> str:
 
 def _reason(error: BaseException) -> str:
     """One line, without pluggy's own prefix."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
+    return " ".join(str(error).split()) if isinstance(error, PluginError) else containment.described(error)
 
 
 def _and(names: Iterable[str]) -> str:

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from exitkit.containment import contain
+
 State = dict[str, Tensor]
 """What a policy remembers: tensors with one row per unit. Keys, dtypes and row count are fixed by `start`."""
 
@@ -114,6 +116,12 @@ class ExitPolicy(ABC):
     trained_by: ClassVar[str | None] = None
     """The recipe that trains `probe`."""
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        """What is asked outside of the loop, which asks for the rest through `exitkit.contract`, names the policy."""
+        super().__init_subclass__(**more)
+        contain(cls, "policy", ExitPolicy, {"refuses": _no_reason})
+        contain(cls, "policy", ExitPolicy, {"probe": _no_module, "__post_init__": None}, allowed=(ValueError,))
+
     @classmethod
     def refuses(cls, shape: Shape) -> str | None:
         """Why this policy cannot judge such a model's answers, as the end of a sentence; None when it can.
@@ -153,6 +161,17 @@ class ExitPolicy(ABC):
         remembers them, so that the same module is built when it is read.
         """
         return None
+
+
+def _no_reason(policy: type[ExitPolicy], found: object, *_: object) -> str | None:
+    """What is wrong with what `refuses` gives."""
+    return None if found is None or isinstance(found, str) else f"must give a reason or None, not {found!r}"
+
+
+def _no_module(policy: type[ExitPolicy], found: object, *_: object, **more: object) -> str | None:
+    """What is wrong with what `probe` gives."""
+    fits = found is None or isinstance(found, nn.Module)
+    return None if fits else f"must give a module or None, not {type(found).__name__}"
 
 
 def reads_heads(policy: type[ExitPolicy] | ExitPolicy) -> bool:

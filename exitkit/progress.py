@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,18 +54,32 @@ def bar(title: str, total: float) -> Iterator[Advance]:
         yield advance
 
 
+_hushing = threading.Lock()
+_hushed = 0  # how many are inside `quiet`, in all threads
+_usual: tuple[int, bool] = (0, False)  # transformers' verbosity and whether it shows bars, when nobody is
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from reporting on stderr while it loads a model; what matters is checked by the caller."""
+    """Keep transformers from reporting on stderr while it loads a model; what matters is checked by the caller.
+
+    Its switches are those of the whole process: the first thread to come turns them off, the last one to go back on.
+    """
     from transformers.utils import logging as transformers_logging
 
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    global _hushed, _usual
+    with _hushing:
+        if not _hushed:
+            _usual = (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled())
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
+        _hushed += 1
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        with _hushing:
+            _hushed -= 1
+            if not _hushed:
+                transformers_logging.set_verbosity(_usual[0])
+                if _usual[1]:
+                    transformers_logging.enable_progress_bar()

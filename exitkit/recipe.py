@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from exitkit.containment import Complaint, contain
+from exitkit.stream import Stream
+
 if TYPE_CHECKING:
     from exitkit.distiller import Lesson
     from exitkit.model import ExitModel
-    from exitkit.stream import Stream
     from exitkit.tasks import Task
 
 
@@ -113,6 +115,13 @@ class Judges:
 class Recipe(ABC):
     """A frozen dataclass of options that says which parts learn when, and from which losses."""
 
+    _kind: ClassVar[str] = "recipe"  # what messages call it
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Whatever goes wrong in a plugin's recipe is an error that names it."""
+        super().__init_subclass__(**more)
+        contain(cls, cls._kind, Recipe, _COMPLAINTS)
+
     def prepare(self, model: ExitModel) -> None:
         """Change a fresh model before anything is trained: share a module, set first weights."""
         return
@@ -184,3 +193,71 @@ class Recipe(ABC):
     def combine(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar to differentiate: their sum."""
         return torch.stack(list(losses.values())).sum()
+
+
+def _given(found: object) -> str:
+    """What a method gave, for a message."""
+    return f"tensor {list(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+
+
+def must_be(kind: type | tuple[type, ...], what: str) -> Complaint:
+    """The complaint of a method that gives anything but a `kind`."""
+    return lambda _, found, *args, **more: None if isinstance(found, kind) else f"must give {what}, not {_given(found)}"
+
+
+def _not_scalar(found: object) -> bool:
+    return not isinstance(found, Tensor) or found.dim() != 0 or not found.is_floating_point()
+
+
+def _no_scalars(_: Recipe, found: object, *args: object) -> str | None:
+    """What is wrong with named scalars."""
+    if not isinstance(found, Mapping):
+        return f"must give a dict of scalar tensors, not {_given(found)}"
+    odd = next((name for name, value in found.items() if _not_scalar(value)), None)
+    return None if odd is None else f"must give a dict of scalar tensors; '{odd}' is {_given(found[odd])}"
+
+
+def _no_losses(recipe: Recipe, found: object, *args: object) -> str | None:
+    return "must give at least one scalar" if found == {} else _no_scalars(recipe, found)
+
+
+def _no_sum(_: Recipe, found: object, *args: object) -> str | None:
+    return f"must give a scalar tensor, not {_given(found)}" if _not_scalar(found) else None
+
+
+def _no_list(kind: type, what: str) -> Complaint:
+    def complaint(_: Recipe, found: object, *args: object) -> str | None:
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            return f"must give a list of {what}, not {_given(found)}"
+        odd = next((one for one in found if not isinstance(one, kind)), None)
+        return None if odd is None else f"must give a list of {what}; one is {_given(odd)}"
+
+    return complaint
+
+
+def _no_stream(_: Recipe, found: object, *args: object, **more: object) -> str | None:
+    """What is wrong with what the next layer is to read: the same tokens in the same order."""
+    streams = (found.onward, found.at_exit or found.onward) if isinstance(found, Passed) else (found,)
+    before = next(one for one in reversed(args) if isinstance(one, Stream))
+    for stream in streams:
+        if not isinstance(stream, Stream):
+            return f"must give a stream, not {_given(stream)}"
+        if stream.hidden.shape != before.hidden.shape:
+            return f"must give states {list(before.hidden.shape)}, not {list(stream.hidden.shape)}"
+    return None
+
+
+_COMPLAINTS: Mapping[str, Complaint | None] = {
+    "__post_init__": None,
+    "prepare": None,
+    "probes": must_be(Mapping, "a dict of arguments by policy"),
+    "judges": must_be((Judges, type(None)), "Judges or None"),
+    "phases": _no_list(Phase, "Phase"),
+    "between": _no_stream,
+    "onward": _no_stream,
+    "conflict": must_be((Conflict, type(None)), "a Conflict or None"),
+    "losses": _no_losses,
+    "watched": _no_scalars,
+    "remarks": _no_list(str, "sentences"),
+    "combine": _no_sum,
+}

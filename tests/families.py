@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from exitkit import parity
 from exitkit.heads import Pooling
 from exitkit.loop import every_exit
 from exitkit.model import ExitModel
 from exitkit.plugins import installed
 
 REGISTRY = installed()  # asking anew takes longer than these models do
-LENGTHS = (12, 7, 20, 5, 31)
+LENGTHS = parity.LENGTHS
 SMALL = {
     "vocab_size": 60,
     "hidden_size": 32,
@@ -96,21 +92,19 @@ FAMILIES: dict[str, dict] = {
 }
 
 
+def config(family: str, **fields: object) -> PreTrainedConfig:
+    """A tiny config of a family, with some `fields` of it."""
+    given = {**SMALL, **FAMILIES[family], **fields}
+    if given["model_type"] == "distilbert":
+        given = {key: value for key, value in given.items() if key not in ("hidden_size", "num_hidden_layers")}
+    return AutoConfig.for_model(**given)
+
+
 def stock(
     family: str, tags: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64, **fields: object
 ) -> PreTrainedModel:
     """A model of a family, with some `fields` of its config, with weights N(0, 0.3²), in evaluation mode."""
-    given = {**SMALL, **FAMILIES[family], **fields}
-    if given["model_type"] == "distilbert":
-        given = {key: value for key, value in given.items() if key not in ("hidden_size", "num_hidden_layers")}
-    config = AutoConfig.for_model(**given)
-    auto = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
-    torch.manual_seed(seed)
-    model = auto.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    return model.to(dtype).eval()
+    return parity.random_stock(config(family, **fields), tags, seed, dtype)
 
 
 def with_exits(model: PreTrainedModel) -> ExitModel:
@@ -123,14 +117,7 @@ def with_exits(model: PreTrainedModel) -> ExitModel:
 
 def batch(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> dict[str, Tensor]:
     """Random token ids of these lengths, padded as the family pads."""
-    random = torch.Generator().manual_seed(seed)
-    longest = max(lengths)
-    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-    ids = torch.randint(5, 60, (len(lengths), longest), generator=random)
-    rows = {"input_ids": torch.where(mask.bool(), ids, model.config.pad_token_id or 0), "attention_mask": mask}
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        rows["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=random) * mask
-    return rows
+    return parity.random_rows(model, lengths, seed)
 
 
 def difference(model: PreTrainedModel, rows: dict[str, Tensor]) -> float:

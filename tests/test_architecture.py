@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
-    {"errors", "outputs", "policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout"},
+    {"errors", "interrupts", "stdout", "containment", "outputs"},
+    {"policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout", "switches"},
     {"limits", "tagging"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},
     {"heads", "trace", "recipe", "distiller", "inside", "runtime", "clock"},
@@ -21,11 +22,11 @@ LAYERS = [
     {"model"},
     {"plugins", "replay"},
     {"pretrained"},
-    {"cost", "artifact", "testing"},
+    {"cost", "artifact", "parity"},
     {"measure", "memory", "model_card", "cascades"},
     {"training", "distillation", "calibration", "benchmarking", "prediction"},
-    {"comparison"},
-    {"report", "inspection"},
+    {"comparison", "trials"},
+    {"report", "inspection", "testing"},
     {"demo"},
     {"cli"},
 ]

@@ -395,11 +395,12 @@ def broken(method: str, result: object) -> type[ExitPolicy]:
     """A policy one of whose methods returns this, or raises it."""
 
     def wrong(self, *args):
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result(*args) if callable(result) else result
 
-    body = {"decide": lambda self, seen, state: (seen.live & False, state), method: wrong}
+    usual = {"decide": lambda self, seen, state: (seen.live & False, state), "gate": lambda self, before, state: None}
+    body = {**usual, method: wrong}
     return dataclass(frozen=True)(type("Broken", (ExitPolicy,), body))
 
 
@@ -419,6 +420,13 @@ def broken(method: str, result: object) -> type[ExitPolicy]:
         ("gate", lambda before, state: torch.ones(3, dtype=torch.bool), "gate's answer must be a tensor"),
         ("gate", RuntimeError("no"), "gate failed before layer 1"),
         ("conclude", lambda seen, state: seen.logits[:1], "conclude's answer must be a tensor"),
+        ("gate_cost", KeyError("x"), "gate_cost failed before layer 1"),
+        ("decide", lambda seen, state: (seen.live.to("meta"), state), "leave must be .* on cpu, not .* on meta"),
+        ("conclude", lambda seen, state: seen.logits.to("meta"), "answer must be .* on cpu, not .* on meta"),
+        ("gate", lambda before, state: torch.ones(24, dtype=torch.bool, device="meta"), "gate's answer .* on meta"),
+        ("start", lambda units, device: {"n": torch.zeros(units, device="meta")}, "state 'n' is on device meta"),
+        *((method, SystemExit(0), f"{method} failed.*SystemExit: 0") for method in ("decide", "start", "conclude")),
+        ("gate", GeneratorExit(), "gate failed before layer 1: GeneratorExit"),
     ],
 )
 def test_a_policy_that_breaks_its_contract_is_named(method: str, result: object, message: str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from exitkit import hookimpl
 from exitkit.errors import PluginError, UsageError
 from exitkit.plugins import Plugin, collect
-from exitkit.policy import ExitPolicy
+from exitkit.policy import ExitPolicy, Shape, knob
+from exitkit.recipe import Recipe
+from exitkit.settings import schedule
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,72 @@ class OfAnotherAge(Good):
     api = 2
 
 
+@dataclass(frozen=True)
+class OfAWrittenAge(Good):
+    api = "1"
+
+
+@dataclass(frozen=True)
+class Shared(Good):
+    words: list = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SharedBySmallPrint(Recipe):
+    words: dict = field(default_factory=dict)
+
+    def phases(self, model, epochs):
+        return []
+
+    def losses(self, phase, seen):
+        return {}
+
+
+@dataclass(frozen=True)
+class AboveItself(Good):
+    threshold: float = knob(2.0, low=0.0, high=1.0, off=3.0)
+
+
+@dataclass(frozen=True)
+class NoneOfItsOwn(Good):
+    pool: str = knob("max", choices=("mean", "min"))
+
+
+@dataclass(frozen=True)
+class OffByDefault(Good):
+    threshold: float = knob(2.0, low=0.0, high=1.0, off=2.0)
+    steps: int = knob(9, low=1, high=lambda shape: shape.exits - 1)
+
+
 def offering(thing: object, name: str = "rule") -> SimpleNamespace:
     @hookimpl
     def register_policies(register):
         register(name, thing)
 
     return SimpleNamespace(register_policies=register_policies)
+
+
+def recipe(thing: object) -> SimpleNamespace:
+    @hookimpl
+    def register_recipes(register):
+        register("rule", thing)
+
+    return SimpleNamespace(register_recipes=register_recipes)
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def load() -> object:
+        raise error
+
+    return load
+
+
+def registering(error: BaseException) -> Callable[[], object]:
+    @hookimpl
+    def register_policies(register):
+        raise error
+
+    return lambda: SimpleNamespace(register_policies=register_policies)
 
 
 def misspelt() -> SimpleNamespace:
@@ -72,7 +137,20 @@ BROKEN = {
     "forgets decide": (lambda: offering(Abstract), "does not define decide"),
     "is for another api": (lambda: offering(OfAnotherAge), "policy api 2"),
     "is not frozen": (lambda: offering(NotFrozen), "must be a frozen dataclass"),
-    "has no proper name": (lambda: offering(Good, " rule"), "not a plain string"),
+    "writes its api as text": (lambda: offering(OfAWrittenAge), "policy api '1'; this exitkit offers 1"),
+    "shares a list": (lambda: offering(Shared), "setting 'words' is a list, which can be changed in place"),
+    "shares a dict": (lambda: recipe(SharedBySmallPrint), "recipe 'rule': setting 'words' is a dict"),
+    "has a default out of range": (lambda: offering(AboveItself), "knob 'threshold' is 2.0, above its own high end"),
+    "has a default that is no choice": (lambda: offering(NoneOfItsOwn), "knob 'pool' is 'max', none of its choices"),
+    **{
+        f"is called {name!r}": (lambda name=name: offering(Good, name), "letters, digits, '-', '_' and '.'")
+        for name in (" rule", "a/b", "../../x", "a\nb", "Upper Case!", "", ".", "-x", "a\x00", 3)
+    },
+    **{
+        f"raises {type(error).__name__} {when}": (load(error), f"{type(error).__name__}")
+        for error in (SystemExit("bye"), KeyboardInterrupt(), GeneratorExit(), BaseException("x"), StopIteration())
+        for when, load in (("when it is imported", raising), ("when it registers", registering))
+    },
 }
 
 
@@ -109,10 +187,53 @@ def test_an_unknown_name_comes_with_the_closest_match() -> None:
         registry.policy("entrophy")
 
 
-def test_a_plugin_that_ends_the_program_on_import_is_broken_and_stops_nobody() -> None:
-    def ends() -> None:
-        raise SystemExit("bye")
+@pytest.mark.parametrize("name", ["rule", "token-window", "v2.1", "a_b", "Größe", "2x"])
+def test_plain_names_register(name: str) -> None:
+    assert collect([(plugin("good"), lambda: offering(Good, name))]).names("policy") == [name]
 
-    registry = collect([(Plugin("ends", "x", "x", "1"), ends), (Plugin("good", "y", "y", "1"), lambda: offering(Good))])
-    assert registry.names("policy") == ["rule"]
-    assert registry.plugins[0].error == "SystemExit: bye"
+
+def test_a_default_may_be_off_or_beyond_what_some_model_allows() -> None:
+    assert collect([(plugin("good"), lambda: offering(OffByDefault))]).plugins[0].error is None
+
+
+def test_what_a_plugin_sets_for_the_whole_program_is_undone_and_told() -> None:
+    before = (torch.get_default_dtype(), torch.get_num_threads(), torch.get_rng_state())
+
+    def load() -> object:
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(before[1] + 1)
+        torch.set_grad_enabled(False)
+        torch.set_default_device("meta")
+        torch.manual_seed(random.randrange(2**31))
+        return offering(Good)
+
+    (found,) = collect([(plugin("bad"), load)]).plugins
+    assert (torch.get_default_dtype(), torch.get_num_threads()) == before[:2]
+    assert torch.is_grad_enabled()
+    assert torch.zeros(1).device.type == "cpu"
+    assert torch.equal(torch.get_rng_state(), before[2])
+    for what in ("default dtype", "number of threads", "gradients", "default device"):
+        assert any(what in note for note in found.notes), what
+
+
+def test_a_policy_without_a_knob_is_told_that_it_cannot_be_calibrated() -> None:
+    (found,) = collect([(plugin("good"), lambda: offering(Good))]).plugins
+    assert found.notes == ["policy 'rule' has no knob: it runs as it is, and calibrate has nothing to choose"]
+
+
+def fails_in(method: str, error: BaseException) -> type[ExitPolicy]:
+    def wrong(*_: object) -> object:
+        raise error
+
+    body = {method: classmethod(wrong) if method == "refuses" else wrong}
+    return dataclass(frozen=True)(type("Fails", (Good,), body))
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), ZeroDivisionError("no")])
+@pytest.mark.parametrize("method", ["refuses", "__post_init__"])
+def test_a_policy_that_fails_before_it_runs_is_named_with_its_distribution(method: str, error: BaseException) -> None:
+    shape = Shape(exits=3, layers=3, labels=2, width=8, task="classification")
+    registry = collect([(plugin("odd"), lambda: offering(fails_in(method, error), f"odd-{method}"))])
+    said = rf"policy 'odd-{method}' of odd-package 1.0 breaks its contract: {method} failed: {type(error).__name__}"
+    with pytest.raises(PluginError, match=said):
+        schedule(f"odd-{method}", registry.policy(f"odd-{method}"), {}, shape)

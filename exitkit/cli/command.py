@@ -5,13 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -19,8 +17,9 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.logging import RichHandler
 
+from exitkit import stdout
 from exitkit.config import Choice
-from exitkit.errors import ExitkitError, UsageError
+from exitkit.errors import ExitkitError, UsageError, shortage
 from exitkit.outputs import why
 from exitkit.parsing import merge, option, ordered, require
 
@@ -61,7 +60,7 @@ def command(
         config, assignments = given.pop("config"), given.pop("set")
         as_json, debug = given.pop("json"), given.pop("debug")
         flags = {key: value for key, value in given.items() if value not in (None, [])}
-        with reporting(as_json, debug) as console:
+        with reporting(as_json, debug, less_memory(model)) as console:
             settings = merge(model, flags, config, assignments)
             require(settings, *needs)
             if as_json and json_needs is not None and getattr(settings, json_needs) is None:
@@ -70,9 +69,10 @@ def command(
             if as_json:
                 write_json(result)
             else:
-                show(result, console)
-                if then is not None:
-                    console.print("next:", then.format_map(vars(settings)), highlight=False, soft_wrap=True)
+                with stdout.naming():
+                    show(result, console)
+                    if then is not None:
+                        console.print("next:", then.format_map(vars(settings)), highlight=False, soft_wrap=True)
             if not succeeded(result):
                 raise typer.Exit(1)
 
@@ -82,15 +82,32 @@ def command(
     app.command(name, help=help, no_args_is_help=name != "demo")(body)
 
 
-class reporting:  # reads as a phrase: with reporting(...)
-    """Sends logs and progress to stderr, and turns errors into messages and exit codes."""
+def less_memory(model: type[BaseModel]) -> str:
+    """What makes a command need less of it, as the end of a sentence."""
+    if "batch_size" in model.model_fields:
+        return "use a smaller --batch-size"
+    if "max_length" in model.model_fields:
+        return "use a smaller --max-length, or fewer rows at a time (--set training.per_device_train_batch_size=8)"
+    return "end other programs, or use a machine with more"
 
-    def __init__(self, as_json: bool, debug: bool) -> None:
-        self.as_json, self.debug = as_json, debug
+
+class reporting:  # reads as a phrase: with reporting(...)
+    """Keeps stdout for the answer, sends logs and progress to stderr, turns errors into messages and exit codes.
+
+    Args:
+        as_json: whether an error is JSON on stdout too.
+        debug: let errors pass as they are.
+        less: what to do when memory runs out, as the end of a sentence.
+    """
+
+    def __init__(self, as_json: bool, debug: bool, less: str = "end other programs") -> None:
+        self.as_json, self.debug, self.less = as_json, debug, less
+        self.open = ExitStack()
 
     def __enter__(self) -> Console:
         from exitkit import progress
 
+        answers = self.open.enter_context(stdout.kept_clean())
         stderr = Console(stderr=True)
         handler = RichHandler(console=stderr, show_time=False, show_path=False, show_level=True)
         log = logging.getLogger("exitkit")
@@ -99,55 +116,42 @@ class reporting:  # reads as a phrase: with reporting(...)
         log.propagate = False
         if stderr.is_terminal:
             progress.show_on(stderr)
-        return Console(file=sys.stdout)
+        return Console(file=answers)
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> Literal[False]:
-        if error is None or isinstance(error, typer.Exit) or self.debug:
-            return False
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with self.open:
+            if error is not None and not isinstance(error, typer.Exit) and not self.debug:
+                self._explain(error)
+
+    def _explain(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
             self._fail("interrupted", 130)
         if isinstance(error, BrokenPipeError):  # a reader like `head` has seen enough
-            sys.stderr.close()
             raise typer.Exit(0) from None
+        short = shortage(error, self.less)
+        if short is not None:
+            self._fail(short, 1)
         if isinstance(error, ExitkitError):
             self._fail(str(error), error.exit_code)
         if isinstance(error, OSError):
             self._fail(f"{error.filename}: {why(error)}" if error.filename else f"cannot write: {why(error)}", 1)
-        if isinstance(error, MemoryError):
-            self._fail("out of memory; use a smaller --batch-size", 1)
         if isinstance(error, Exception):
             self._fail(
                 f"{type(error).__name__}: {error} (a bug in exitkit or a library; --debug shows the traceback)", 1
             )
-        return False
 
-    def _fail(self, message: str, code: int) -> None:
+    def _fail(self, message: str, code: int) -> NoReturn:
         if self.as_json:
-            with suppress(ExitkitError):  # stdout itself may be what failed
+            with suppress(ExitkitError, BrokenPipeError):  # stdout may be what fails
                 write_json({"error": message})
-        _give_up_stdout()
-        Console(stderr=True).print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+        with suppress(OSError):
+            Console(stderr=True).print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
         raise typer.Exit(code) from None
 
 
 def write_json(result: dict[str, Any]) -> None:
-    """One JSON object on stdout. Raises ExitkitError: it cannot be written there."""
-    try:
-        sys.stdout.write(json.dumps(result, indent=2, default=str, allow_nan=False) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ExitkitError(f"cannot write to stdout: {why(error)}") from error
-
-
-def _give_up_stdout() -> None:
-    """If stdout takes nothing more, that was said already: Python's own flush at the end shall not say it again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    """One JSON object on stdout, in ASCII, which every encoding has."""
+    stdout.write(json.dumps(result, indent=2, default=str, allow_nan=False).encode() + b"\n")
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from exitkit import stdout
 from exitkit.cli.command import reporting, write_json
 
 
@@ -32,7 +33,8 @@ def inspect(
         if json:
             write_json(found)
         else:
-            show(found, console)
+            with stdout.naming():
+                show(found, console)
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from exitkit import stdout
 from exitkit.cli.command import reporting, write_json
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -40,6 +42,7 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
                 "version": plugin.version,
                 "offers": plugin.offers,
                 "error": plugin.error,
+                "notes": plugin.notes,
             }
             for plugin in registry.plugins
         ]
@@ -49,11 +52,14 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
         table = Table("plugin", "distribution", "offers")
         for row in rows:
             offers = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["offers"].items())
-            broken = f"[red]broken: {row['error']}[/]" if row["error"] else offers
-            table.add_row(row["name"], f"{row['distribution']} {row['version']}", broken)
-        console.print(table)
-        for clash in registry.clashes():
-            console.print(f"[red]{clash}[/]", highlight=False)
+            if row["error"]:
+                offers = f"[red]broken: {escape(row['error'])}[/]"
+            said = "\n".join([offers, *(f"[yellow]{escape(note)}[/]" for note in row["notes"])])
+            table.add_row(row["name"], f"{row['distribution']} {row['version']}", said)
+        with stdout.naming():
+            console.print(table)
+            for clash in registry.clashes():
+                console.print(f"[red]{escape(clash)}[/]", highlight=False)
 
 
 def families(json: Json = False, debug: Debug = False) -> None:
@@ -102,7 +108,8 @@ def _list(key: str, kind: str, json: bool, debug: bool, describe: Any) -> None:
         if json:
             write_json({key: rows})
             return
-        show(rows, console)
+        with stdout.naming():
+            show(rows, console)
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:

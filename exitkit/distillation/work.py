@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from exitkit import runtime
+from exitkit import parity, runtime
 from exitkit.config import Choice, DistillConfig
 from exitkit.data.batches import encode, limit, present
 from exitkit.data.columns import Columns, LabelUse
@@ -132,6 +132,8 @@ def checked(settings: DistillConfig, partial: Path, on_calibration: bool = False
     student = new_student(sized, teachers[0], students, data.task, _scale(data, said), registry)
     if settings.student is not None:
         check_tables(settings.student, student, data.train.pair or (unlabelled is not None and unlabelled.pair))
+    for taking_part in (student.model, *(teacher.model for teacher in teachers)):
+        parity.check(taking_part)
     plan = _plan(name, method, epochs, settings, student, teachers, inner, registry)
     longest, teachers = _lengths(settings, student, teachers)
     model, tokenizer = student.model.to(device), student.tokenizer

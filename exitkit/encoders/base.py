@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from exitkit.containment import Complaint, contain
 from exitkit.stream import Stream, Tokens
 
 
@@ -69,8 +70,13 @@ class Encoder(ABC):
     inner_name: ClassVar[str] = "intermediate_size"
     """What the config calls the units of the feed-forward."""
 
-    def __init_subclass__(cls) -> None:
-        """Stock layers compute all words of a batch, so words halt only where a family that runs them says they can."""
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Stock layers compute all words of a batch, so words halt only where a family that runs them says they can.
+
+        Whatever goes wrong in a plugin's family is an error that names it.
+        """
+        super().__init_subclass__(**more)
+        contain(cls, "family", Encoder, _COMPLAINTS)
         if "native" in cls.__dict__ and "words_halt" not in cls.__dict__:
             cls.words_halt = cls.native
 
@@ -152,6 +158,57 @@ class Encoder(ABC):
     def stock_head_cost(self) -> int:
         """Multiply-adds of the stock head per unit."""
         return sum(linear_cost(module) for module in self.stock_head_modules())
+
+
+def must_be_rows(of: Callable[..., int]) -> Complaint:
+    """The complaint of a method that gives anything but `of(its arguments)` states of the family's width."""
+
+    def complaint(encoder: Encoder, found: object, *args: Any, **more: Any) -> str | None:
+        wanted = (of(*args, **more), encoder.width)
+        if isinstance(found, Tensor) and tuple(found.shape) == wanted:
+            return None
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        return f"must give a tensor {list(wanted)}, not {got}"
+
+    return complaint
+
+
+def _no_logits(encoder: Encoder, found: object, pooled: Tensor) -> str | None:
+    wanted = [pooled.shape[0], int(encoder.stock.config.num_labels)]
+    if isinstance(found, Tensor) and list(found.shape) == wanted:
+        return None
+    got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    return f"must give a tensor {wanted}, not {got}"
+
+
+def _no_modules(encoder: Encoder, found: object) -> str | None:
+    fits = isinstance(found, list) and found and all(isinstance(one, nn.Module) for one in found)
+    return None if fits else "must give a list of modules"
+
+
+def _no_cost(encoder: Encoder, found: object, *args: object) -> str | None:
+    fits = isinstance(found, LayerCost) and all(
+        isinstance(count, int) and count >= 0 for count in (found.key, found.query, found.pair)
+    )
+    return None if fits else f"must give a LayerCost of whole numbers, not {found!r}"
+
+
+_COMPLAINTS: Mapping[str, Complaint | None] = {
+    "__init__": None,
+    "blocks": _no_modules,
+    "width": None,
+    "embed": must_be_rows(lambda tokens: len(tokens.ids)),
+    "layer": must_be_rows(lambda index, stream: stream.tokens),
+    "finished": lambda _, found, *args: None if isinstance(found, Stream) else "must give a stream",
+    "pooled": must_be_rows(lambda stream, units=None: stream.units if units is None else len(units)),
+    "stock_head": _no_logits,
+    "stock_head_modules": _no_modules,
+    "layer_cost": _no_cost,
+    "anatomy": None,
+    "attention_inputs": None,
+    "resized": None,
+    "stock_head_cost": None,
+}
 
 
 def linear_cost(module: nn.Module) -> int:

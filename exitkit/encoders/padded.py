@@ -7,11 +7,13 @@ Sequences can exit and skip layers; single words cannot halt.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exitkit.attention import grid
+from exitkit.containment import contain
 from exitkit.encoders.base import Encoder, LayerCost, counted_positions
 from exitkit.stream import Stream, Tokens
 
@@ -21,6 +23,11 @@ class PaddedEncoder(Encoder):
 
     native = False
     words_halt = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """As in every family."""
+        super().__init_subclass__(**more)
+        contain(cls, "family", PaddedEncoder, {"padded_layer": _no_rectangle})
 
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102
@@ -39,6 +46,13 @@ class PaddedEncoder(Encoder):
     @abstractmethod
     def padded_layer(self, index: int, hidden: Tensor, real: Tensor | None) -> Tensor:
         """The stock layer `index` (from 0) on [S, longest, d]; `real` [S, longest] is None when nothing is padded."""
+
+
+def _no_rectangle(encoder: Encoder, found: object, index: int, hidden: Tensor, real: Tensor | None) -> str | None:
+    if isinstance(found, Tensor) and found.shape == hidden.shape:
+        return None
+    got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    return f"must give a tensor {list(hidden.shape)}, not {got}"
 
 
 class DebertaEncoder(PaddedEncoder):

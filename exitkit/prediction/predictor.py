@@ -25,7 +25,7 @@ from exitkit.config import Choice, PredictConfig
 from exitkit.data.batches import Reader, padded, with_tokens
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import NONE, Limits
-from exitkit.measure import full_model
+from exitkit.measure import full_model, policys_fault
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
@@ -115,8 +115,9 @@ class Predictor:
         task, rows = self.artifact.task, 0
         found = []
         for chunk in chunks:
-            logits = self._run(self._batch(chunk), plan).logits
-            for row in sorted(_damaged(logits)):
+            batch = self._batch(chunk)
+            logits = self._run(batch, plan).logits
+            for row in sorted(self._damaged(logits, batch, plan)):
                 self._there(rows + row, None)
             found.append(task.probabilities(logits).cpu().numpy())
             rows += len(chunk)
@@ -163,11 +164,26 @@ class Predictor:
             found = words.answers(trace, read, task, skips, probabilities)
             owner = [row for row, one in enumerate(read) for _ in one.seen]
         else:
-            trace = self._run(self._batch(texts), plan)
+            batch = self._batch(texts)
+            trace = self._run(batch, plan)
             found = self._rows(trace, skips, probabilities)
             owner = list(range(len(texts)))
-        damaged = {owner[unit] for unit in _damaged(trace.logits)}
+        damaged = {owner[unit] for unit in self._damaged(trace.logits, batch, plan)}
         return [None if row in damaged else answer for row, answer in enumerate(found)]
+
+    def _damaged(self, logits: Tensor, batch: Batch, plan: Schedule) -> list[int]:
+        """The rows of logits [U, C] that the model answers with NaN or infinite values.
+
+        Raises PluginError: the policy does, and no exit.
+        """
+        finite = torch.isfinite(logits)
+        if finite.all():
+            return []
+        fault = policys_fault(self.artifact, self._moved(batch), plan)
+        if fault is not None:
+            raise fault
+        numbers: list[int] = (~finite.all(dim=1)).nonzero().squeeze(1).tolist()
+        return numbers
 
     def _batch(self, texts: Sequence[Text]) -> Batch:
         first = [text if isinstance(text, str) else text[0] for text in texts]
@@ -181,10 +197,15 @@ class Predictor:
         model = self.artifact.model
         if any(module.training for module in self._modules):  # somebody trained it, or a part of it
             model.eval()
-        device = model.device
-        lowered = torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if lowered else nullcontext():
-            return model.run({name: tensor.to(device) for name, tensor in batch.items()}, plan)
+        device = model.device.type
+        lowered = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if lowered else nullcontext():
+            return model.run(self._moved(batch), plan)
+
+    def _moved(self, batch: Batch) -> Batch:
+        """A batch on the model's device."""
+        device = self.artifact.model.device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def _rows(self, trace: Trace, skips: bool, probabilities: bool) -> list[Answer]:
         answers: list[Answer] = []
@@ -430,15 +451,6 @@ def _tokens(first: list[str], second: list[str] | None, reader: Reader) -> Batch
     plain = dict(reader.tokenizer(first, second, padding=False, **how))
     with_tokens(plain, reader.tokenizer)
     return padded(plain, reader.tokenizer)
-
-
-def _damaged(logits: Tensor) -> list[int]:
-    """The rows of logits [U, C] that hold NaN or infinite values."""
-    finite = torch.isfinite(logits)
-    if finite.all():
-        return []
-    numbers: list[int] = (~finite.all(dim=1)).nonzero().squeeze(1).tolist()
-    return numbers
 
 
 def _size(batch_size: object) -> int:

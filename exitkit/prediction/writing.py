@@ -7,13 +7,13 @@ import io
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
+from exitkit import stdout
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.outputs import Lock, lock, target, why
 
@@ -104,7 +104,7 @@ class Writer:
 
         All rows of a file have the same keys, and values of JSON's types; in text formats, floats are rounded
         to 6 significant digits. Raises ExitkitError for a number that is not finite and for a disk that is
-        full or gone; on stdout, BrokenPipeError where the reader has left.
+        full or gone, behind stdout too; BrokenPipeError where the reader of stdout has left.
         """
         for number, answer in enumerate(answers, self._rows + 1):
             self._check(number, answer)
@@ -170,14 +170,12 @@ def _same(one: Path, other: Path) -> bool:
 
 @contextmanager
 def _naming(path: Path | None) -> Iterator[None]:
-    """Turns an OSError into a message that names the file, or stdout. A reader that has left is told as it comes."""
+    """Turns an OSError into a message that names the file. Stdout names itself."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         if path is None:
-            raise ExitkitError(f"cannot write to stdout: {why(error)}") from error
+            raise
         what = f"{why(error)}; what could be written is in '{_partial(path)}'"
         raise ExitkitError(f"cannot write '{path}': {what}") from error
 
@@ -259,8 +257,7 @@ class _Stdout:
     """UTF-8 whatever the locale; flushed per call, so that a reader gets answers as they come."""
 
     def append(self, rows: Rows) -> None:
-        sys.stdout.buffer.write(_json_lines(rows))
-        sys.stdout.buffer.flush()
+        stdout.write(_json_lines(rows))
 
     def close(self) -> None:
         pass

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from exitkit import outputs, parsing, runtime
+from exitkit import outputs, parity, parsing, runtime
 from exitkit.artifact import Artifact
 from exitkit.config import TrainConfig
 from exitkit.data.batches import limit
@@ -84,6 +84,7 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
             source, data.task, settings.exits, choose_pooling(settings.pooling, data.task.kind), registry, scale
         )
     model, tokenizer = start.model, start.tokenizer
+    parity.check(model)
     max_length = limit(tokenizer, model.stock.config, settings.max_length)
     attach_probes(model, recipe_name, registry, recipe.probes())
     recipe.prepare(model)
