@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
-    {"errors", "interrupts", "stdout", "containment", "outputs"},
+    {"errors", "interrupts", "stdout", "containment", "outputs", "lfs"},
     {"policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout", "switches"},
     {"limits", "tagging"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},

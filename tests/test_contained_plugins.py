@@ -148,7 +148,7 @@ def test_a_finished_command_does_not_fail_because_of_what_it_prints(trained: Pat
 def test_writes_to_stdout_that_fail_say_so() -> None:
     with open("/dev/full", "w") as full, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", full)
-        with pytest.raises(ExitkitError, match="cannot write to stdout: No space left"):
+        with pytest.raises(ExitkitError, match="cannot write to stdout: the disk is full"):
             stdout.write(b"x")
         patch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
