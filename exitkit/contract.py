@@ -2,7 +2,8 @@
 
 A policy is asked outside of inference mode, without gradients. There torch refuses to change in place what the loop
 made in inference mode, and counts the changes of all other tensors, so that neither goes unseen. What goes behind
-torch's back (`.data`, `.detach()`, `.numpy()`) is left to `exitkit.testing.check_policy`.
+torch's back (`.data`, `.detach()`, `.numpy()`) is left to `exitkit.testing.check_policy`. Leaving inference mode takes
+as long as a small operation, so a live run does it once per batch, when a policy is asked first, and a replay always.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ INFERENCE_CHANGED = "Inplace update to inference tensor"
 
 
 def decide(
-    name: str, policy: ExitPolicy, seen: Evidence, state: State, limits: Limits = NONE
+    name: str, policy: ExitPolicy, seen: Evidence, state: State, limits: Limits = NONE, guarded: bool = True
 ) -> tuple[Decision, State]:
-    """Ask a policy who leaves, and check its answer. Both forms of answer come back as a Decision, within `limits`."""
+    """Ask a policy who leaves, and check its answer. Both forms of answer come back as a Decision, within `limits`.
+
+    `guarded`: whether a change in place of what it is given is looked for.
+    """
     try:
-        # a copy of the state, so that keys added in place are seen
-        decision, new_state = _ask(name, "decide", lambda seen, state: policy.decide(seen, dict(state)), seen, state)
+        if guarded:
+            decision, new_state = _ask(name, "decide", policy.decide, seen, state)
+        else:
+            decision, new_state = policy.decide(seen, dict(state))
     except PluginError:
         raise
     except BaseException as error:
@@ -52,7 +58,7 @@ def decide(
 def gate(name: str, policy: ExitPolicy, before: Passage, state: State) -> Tensor | None:
     """Ask a policy which sequences run a layer, and check its answer."""
     try:
-        runs = _ask(name, "gate", policy.gate, before, state)
+        runs = _ask(name, "gate", policy.gate, before, state) if before.layer == 1 else policy.gate(before, state)
     except PluginError:
         raise
     except BaseException as error:
@@ -75,6 +81,8 @@ def gate_cost(name: str, policy: ExitPolicy, before: Passage) -> int:
 
 def conclude(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> Tensor | None:
     """Ask a policy for its answer at the last exit, and check it."""
+    if type(policy).conclude is ExitPolicy.conclude:
+        return None
     try:
         answer = _ask(name, "conclude", policy.conclude, seen, state)
     except PluginError:
@@ -88,6 +96,8 @@ def conclude(name: str, policy: ExitPolicy, seen: Evidence, state: State) -> Ten
 
 def start(name: str, policy: ExitPolicy, units: int, device: torch.device) -> State:
     """Ask a policy for its first state, and check that it has one row per unit."""
+    if type(policy).start is ExitPolicy.start:
+        return {}
     try:
         with torch.inference_mode(False), torch.no_grad():
             state = policy.start(units, device)
@@ -114,7 +124,7 @@ def _ask(name: str, method: str, asked: Callable[[Seen, State], T], seen: Seen, 
     try:
         with torch.inference_mode(False):
             torch.set_grad_enabled(False)  # until the end of the block; half as long as another one takes
-            answer = asked(seen, state)
+            answer = asked(seen, dict(state))  # a copy, so that keys added in place are seen
     except RuntimeError as error:
         if not str(error).startswith(INFERENCE_CHANGED):
             raise

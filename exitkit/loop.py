@@ -170,6 +170,7 @@ class Walk:
         self.context_halts = schedule.first.context_halts
         self.reads_heads = reads_heads(schedule.first)
         self.limits = schedule.limits
+        self.guarded = True  # until it has decided once
         self.last = self.limits.last(model.shape.exits)
         self.probe: nn.Module | None = dict(model.probes.items()).get(self.name)
         if self.probe is None and asks_probe(type(schedule.first)):
@@ -285,7 +286,9 @@ class Walk:
 
     def decide(self, seen: Evidence, asked: Tensor | None, state: State) -> tuple[Decision, State]:
         """Ask the policy. Only units that it is asked about can leave, and only their state changes."""
-        decision, new = contract.decide(self.name, self.schedule.steps[seen.exit - 1], seen, state, self.limits)
+        step = self.schedule.steps[seen.exit - 1]
+        decision, new = contract.decide(self.name, step, seen, state, self.limits, self.guarded)
+        self.guarded = False
         if asked is None:
             return decision, new
         kept = {key: _kept(rows, new[key], asked) for key, rows in state.items()}

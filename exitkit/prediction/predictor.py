@@ -139,7 +139,9 @@ class Predictor:
         speedup: float | str | None = None,
         max_exit: int | None = None,
     ) -> Schedule:
-        """The schedule that arguments of `predict` mean."""
+        """The schedule that arguments of `predict` mean. The model is in evaluation mode from here on."""
+        if any(module.training for module in self._modules):  # somebody trained it, or a part of it
+            self.artifact.model.eval()
         choice = None
         if policy is not None:
             choice = parsing.parse(PredictConfig, {"policy": policy}).policy
@@ -195,8 +197,6 @@ class Predictor:
 
     def _run(self, batch: Batch, plan: Schedule) -> Trace:
         model = self.artifact.model
-        if any(module.training for module in self._modules):  # somebody trained it, or a part of it
-            model.eval()
         device = model.device.type
         lowered = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if lowered else nullcontext():
@@ -446,7 +446,8 @@ def _tokens(first: list[str], second: list[str] | None, reader: Reader) -> Batch
     """What a model reads of texts, or of pairs of them, as a padded batch; every row has a token."""
     how: dict[str, Any] = {"truncation": True, "max_length": reader.max_length, "verbose": False}
     tokens = reader.tokenizer(first, second, padding=True, return_tensors="pt", **how)
-    if tokens["attention_mask"].any(dim=1).all():
+    mask = tokens["attention_mask"]
+    if mask.shape[1] and (len(first) == 1 or mask.any(dim=1).all()):
         return dict(tokens)
     plain = dict(reader.tokenizer(first, second, padding=False, **how))
     with_tokens(plain, reader.tokenizer)
