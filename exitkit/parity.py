@@ -138,7 +138,7 @@ def we_say(model: ExitModel, rows: Batch) -> Said:
     logits = full_pass(model, rows, between=keep).logits[-1]
     counts = rows["attention_mask"].sum(dim=1).tolist()
     order = packing_order(counts)
-    packed = dict(zip(order, kept[0].hidden.split(list(kept[0].lengths)), strict=True))
+    packed = dict(zip(order, torch.split(kept[0].hidden, list(kept[0].lengths)), strict=True))
     return Said(torch.cat([packed[row] for row in range(len(counts))]), logits)
 
 
@@ -234,10 +234,10 @@ def _check_answers(model: ExitModel, rows: Batch, what: str, tolerance: float) -
 
 def _check_gradients(model: ExitModel, rows: Batch, what: str, tolerance: float) -> None:
     """Every weight of the stock model learns what it would learn there."""
-    stock_says(model.stock, rows).logits.sum().backward()
+    stock_says(model.stock, rows).logits.sum().backward()  # type: ignore[no-untyped-call]
     theirs = {name: p.grad.clone() for name, p in model.stock.named_parameters() if p.grad is not None}
     model.zero_grad()
-    we_say(model, rows).logits.sum().backward()
+    we_say(model, rows).logits.sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.stock.named_parameters():
         if name in theirs:
             assert parameter.grad is not None, f"{what}: weight {name} gets no gradient"
@@ -252,7 +252,7 @@ def _check_halting(model: ExitModel, rows: Batch, what: str, tolerance: float) -
     tokens, stream = pack(rows)
     stream = stream.carrying(model.encoder.embed(tokens))
     kept = torch.arange(stream.tokens) % 3 != 1
-    asking = tuple(int(part.sum()) for part in kept.split(stream.lengths))
+    asking = tuple(int(part.sum()) for part in torch.split(kept, list(stream.lengths)))
     some = stream.having(active=kept.nonzero().squeeze(1), asking=asking)
     for index in range(model.shape.layers):
         whole, part = model.encoder.layer(index, stream), model.encoder.layer(index, some)

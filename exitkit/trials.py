@@ -56,7 +56,7 @@ def check_distiller(method: type[Distiller], name: str = "method", options: Mapp
     tried = []
     for kind in TASKS:
         teacher = _model(task(kind, _labels(kind)), layers=4, seed=1)
-        refused = type(made).refuses(teacher.shape)
+        refused = method.refuses(teacher.shape)
         assert refused is None or isinstance(refused, str), (
             f"{name}: refuses must give a reason or None, not {refused!r}"
         )
