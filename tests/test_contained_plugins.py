@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,11 +139,20 @@ def test_help_is_shown_on_a_terminal_that_lacks_some_letters(encoding: str) -> N
     assert "Usage" in program("train", "--help", PYTHONIOENCODING=encoding).stdout
 
 
+ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
 def test_a_finished_command_does_not_fail_because_of_what_it_prints(trained: Path) -> None:
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = program("inspect", trained, **ascii_only)  # prints tables with lines and dashes
+    done = program("inspect", trained, **ASCII_ONLY)  # prints tables with lines and dashes
     assert done.returncode == 0, done.stderr
     assert "negative, positive" in done.stdout
+
+
+def test_paths_may_have_letters_that_the_locale_lacks(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "Übung 数据")
+    done = program("predict", tmp_path / "Übung 数据", **ASCII_ONLY)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_writes_to_stdout_that_fail_say_so() -> None:

@@ -22,6 +22,7 @@ INTERRUPTED = 130
 def main() -> None:
     """What the `exitkit` script runs."""
     try:
+        _use_utf8()
         from exitkit import interrupts
 
         with interrupts.heard():
@@ -41,6 +42,16 @@ def main() -> None:
     finally:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left that Control-C could spoil
+
+
+def _use_utf8() -> None:
+    """Start over in Python's UTF-8 mode where paths have letters that the locale's encoding lacks.
+
+    Python carries such letters along as surrogates, and libraries that are written in Rust cannot open such paths.
+    """
+    given = [os.getcwd(), *sys.argv]
+    if sys.getfilesystemencoding() != "utf-8" and not all(one.isascii() for one in given):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _interrupted(ended: SystemExit) -> bool:
