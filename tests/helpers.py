@@ -29,6 +29,12 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
 
 
+def unsealed(folder: Path) -> Path:
+    """An artifact that forgets what its files held, so that they may be changed."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder
+
+
 def train_interrupted(**settings: Any) -> None:
     """Train, and press Control-C when all is trained and only scores are missing."""
     _interrupted("exitkit.training.train.score_exits", exitkit.train, settings)

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
     {"errors", "policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout"},
-    {"limits", "tagging"},
+    {"limits", "tagging", "damage", "records"},
+    {"manifest"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},
     {"heads", "trace", "recipe", "distiller", "inside", "runtime", "clock"},
     {"loop", "data"},
