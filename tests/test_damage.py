@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ from exitkit.cli import app
 from exitkit.damage import told
 from exitkit.errors import ExitkitError
 from exitkit.plugins import installed
+from helpers import logged
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 READ_BY_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json"}
@@ -124,19 +124,14 @@ def test_files_that_people_edit_are_not_sealed(name: str, sealed: Path) -> None:
     exitkit.load(sealed)
 
 
-def test_a_model_without_a_manifest_loads_with_one_note(
-    unsealed: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("exitkit"), "propagate", True)  # commands turn it off
-    caplog.set_level(logging.INFO, "exitkit")
-    exitkit.load(unsealed).predict(["the plot was good"])
-    assert [record.getMessage() for record in caplog.records if "manifest.json" in record.getMessage()] == [
-        f"{unsealed} has no manifest.json: whether its files are as they were saved is not checked"
-    ]
-    caplog.clear()
-    exitkit.load(unsealed, verify=False)
-    exitkit.load(seal(unsealed))
-    assert "manifest.json" not in caplog.text
+def test_a_model_without_a_manifest_loads_with_one_note(unsealed: Path) -> None:
+    with logged() as said:
+        exitkit.load(unsealed).predict(["the plot was good"])
+    assert said == [f"{unsealed} has no manifest.json: whether its files are as they were saved is not checked"]
+    with logged() as said:
+        exitkit.load(unsealed, verify=False)
+        exitkit.load(seal(unsealed))
+    assert said == []
 
 
 @pytest.mark.parametrize(
@@ -403,25 +398,23 @@ def cascade(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "both"
 
 
-def test_changed_weights_of_a_model_make_settings_of_its_cascade_doubtful(
-    cascade: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("exitkit"), "propagate", True)
+def test_changed_weights_of_a_model_make_settings_of_its_cascade_doubtful(cascade: Path) -> None:
     for name in ("small", "large"):
         seal(cascade.parent / name)
     content = list(read_cascade(cascade, installed()).content)
     edit(cascade / "policy.yaml", at("policies", "cascade", "models", value=content))
-    caplog.clear()
-    read_cascade(cascade, installed())
-    assert "have changed" not in caplog.text
+    with logged() as said:
+        read_cascade(cascade, installed())
+    assert said == []
     small = cascade.parent / "small"
     weights = load_file(small / "model.safetensors")
     weights["classifier.bias"].add_(1e-3)
     save_file(weights, small / "model.safetensors", metadata={"format": "pt"})
     assert "small/model.safetensors is damaged, or was changed" in message_of(cascade)
     seal(small)  # as training it anew would
-    read_cascade(cascade, installed())
-    assert "have changed since policy 'cascade' was calibrated" in caplog.text
+    with logged() as said:
+        read_cascade(cascade, installed())
+    assert "have changed since policy 'cascade' was calibrated" in said[0]
 
 
 def test_inspect_shows_models_of_a_cascade_that_lie_elsewhere(cascade: Path, tmp_path: Path) -> None:

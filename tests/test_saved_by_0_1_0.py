@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 import exitkit
 from exitkit import inspection
+from helpers import logged
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 ANSWERS = json.loads((SAVED / "answers.json").read_text())
@@ -35,15 +36,12 @@ def test_an_old_model_answers_as_it_did(what: str) -> None:
 
 @pytest.mark.parametrize(("folder", "models"), [("large", ["large"]), ("both", ["both/../small", "both/../large"])])
 def test_an_old_model_is_said_once_to_be_unchecked_and_a_cascade_is_not_called_changed(
-    folder: str, models: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: str, models: list[str]
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("exitkit"), "propagate", True)  # commands turn it off
-    caplog.set_level(logging.INFO, "exitkit")
-    exitkit.load(SAVED / folder).predict(ANSWERS["texts"])
-    expected = [
-        f"{SAVED}/{one} has no manifest.json: whether its files are as they were saved is not checked" for one in models
-    ]
-    assert [record.getMessage() for record in caplog.records] == expected
+    with logged() as said:
+        exitkit.load(SAVED / folder).predict(ANSWERS["texts"])
+    unchecked = "has no manifest.json: whether its files are as they were saved is not checked"
+    assert said == [f"{SAVED}/{one} {unchecked}" for one in models]
 
 
 @pytest.mark.parametrize("folder", ["small", "large", "both"])
@@ -52,8 +50,6 @@ def test_an_old_model_can_be_inspected(folder: str) -> None:
 
 
 def test_an_old_model_can_be_calibrated_anew(tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(SAVED / "large", tmp_path / "large")
     exitkit.calibrate(tmp_path / "large", policy="entropy", target_speedup=1.2, currency="layers")
     assert exitkit.load(tmp_path / "large").predict(["the plot was good"])
