@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import logged
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from exitkit.cli import app
 from exitkit.damage import told
 from exitkit.errors import ExitkitError
 from exitkit.plugins import installed
-from helpers import logged
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 READ_BY_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json"}

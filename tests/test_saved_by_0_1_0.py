@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import logged
 
 import exitkit
 from exitkit import inspection
-from helpers import logged
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 ANSWERS = json.loads((SAVED / "answers.json").read_text())
