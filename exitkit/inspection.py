@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from exitkit import artifact, pretrained
-from exitkit.cascades.folder import is_cascade, models_of
+from exitkit import artifact
+from exitkit.cascades.folder import is_cascade, lead_elsewhere, models_of
 from exitkit.data.sources import Origin, reread
 from exitkit.errors import ExitkitError
 from exitkit.plugins import installed
@@ -27,11 +26,9 @@ def inspect(folder: Path) -> dict[str, Any]:
     if is_cascade(folder):
         return _inspect_cascade(folder)
     card = artifact.read_card(folder)
-    try:
-        config = pretrained.load_config(folder, installed(), local=True)
-    except (OSError, ValueError) as error:
-        raise ExitkitError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from None
-    metrics = _metrics(folder / artifact.METRICS)
+    artifact.check(folder)
+    config = artifact.read_config(folder, card, installed())
+    metrics = artifact.read_metrics(folder)
     scores = {one["layer"]: one["score"] for one in metrics.get("exits", [])}
     return {
         "artifact": str(folder),
@@ -66,6 +63,7 @@ def _inspect_cascade(folder: Path) -> dict[str, Any]:
         "task": full.task,
         "labels": list(full.labels),
         "models": [inspect(place) for place in places],
+        "elsewhere": lead_elsewhere(folder),
         "policies": _policies(folder, full),
     }
 
@@ -104,16 +102,6 @@ def _there(card: artifact.Card, plain: dict[str, Any]) -> bool:
     except ExitkitError:
         return False
     return True
-
-
-def _metrics(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExitkitError(f"{file} is damaged: {error}") from None
-    return found
 
 
 def _parameters(file: Path) -> int:

@@ -12,6 +12,7 @@ import yaml
 
 from exitkit import artifact, outputs
 from exitkit.artifact import MARK, README, Card
+from exitkit.errors import ExitkitError
 from exitkit.tagging import scheme_told
 
 log = logging.getLogger("exitkit")
@@ -40,10 +41,9 @@ def refresh(folder: Path) -> None:
         return
     card = artifact.read_card(folder)
     try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        write(folder, card, metrics, artifact.read_policies(folder))
-    except (ValueError, KeyError) as error:
-        log.warning("%s is damaged (%s): the model card is left as it was", file, error)
+        write(folder, card, artifact.read_metrics(folder), artifact.read_policies(folder))
+    except (ExitkitError, KeyError) as error:
+        log.warning("%s: the model card is left as it was", error)
 
 
 def text(

@@ -126,7 +126,7 @@ def _plain(source: str | Path, name: str, local: bool) -> dict[str, Any]:
     path = Path(source)
     file: Path | str | None = path if path.is_file() else path / name
     if path.is_dir():
-        file = file if (path / name).exists() else None
+        file = file if (path / name).is_file() else None
     elif not path.is_file():
         file = cached_file(str(source), name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
     if file is None:

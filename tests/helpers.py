@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,26 @@ def cli(*args: object) -> dict[str, Any]:
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """All weights of an artifact."""
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "exits.safetensors")}
+
+
+def unsealed(folder: Path) -> Path:
+    """An artifact that forgets what its files held, so that they may be changed."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return folder
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What exitkit says in its log, each message as often as it is said, whether or not a command has run before."""
+    found: list[str] = []
+    log, handler = logging.getLogger("exitkit"), logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield found
+    log.removeHandler(handler)
+    log.setLevel(level)
 
 
 def train_interrupted(**settings: Any) -> None:

@@ -15,7 +15,8 @@ FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
     {"errors", "interrupts", "stdout", "containment", "outputs", "lfs"},
     {"policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout", "switches"},
-    {"limits", "tagging"},
+    {"limits", "tagging", "damage", "records"},
+    {"manifest"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},
     {"heads", "trace", "recipe", "distiller", "inside", "runtime", "clock"},
     {"loop", "data"},

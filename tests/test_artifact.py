@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from helpers import unsealed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, trainer_utils
 
 import exitkit
 from exitkit import layout
-from exitkit.artifact import ENTRY
 from exitkit.artifact import read as read_artifact
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.plugins import installed
 from exitkit.training import trainer
 
+SAVED = Path(__file__).parent / "saved_by_0_1_0"
 SETTINGS = {"data": "demo:reviews", "epochs": 1, "max_train_samples": 256, "training": {"save_steps": 2}}
 
 
@@ -105,8 +105,8 @@ def test_a_missing_file_is_an_error_that_names_the_folder(file: str, artifact: P
 @pytest.mark.parametrize("file", [*FILES, "policy.yaml"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_an_error_and_not_a_crash(file: str, share: float, artifact: Path) -> None:
-    entry = dict.fromkeys(ENTRY, 1) | {"calibration": {"source": "demo:reviews", "hash": "0"}}
-    (artifact / "policy.yaml").write_text(yaml.safe_dump({"default": "entropy", "policies": {"entropy": entry}}))
+    unsealed(artifact)
+    shutil.copyfile(SAVED / "large" / "policy.yaml", artifact / "policy.yaml")
     whole = (artifact / file).read_bytes()
     (artifact / file).write_bytes(whole[: int(share * len(whole))])
     try:
@@ -116,7 +116,7 @@ def test_a_file_cut_short_is_an_error_and_not_a_crash(file: str, share: float, a
 
 
 def test_weights_that_are_not_numbers_are_refused(artifact: Path) -> None:
-    weights = load_file(artifact / "exits.safetensors")
+    weights = load_file(unsealed(artifact) / "exits.safetensors")
     next(iter(weights.values())).fill_(float("nan"))
     save_file(weights, artifact / "exits.safetensors")
     with pytest.raises(ExitkitError, match="NaN"):
@@ -124,7 +124,7 @@ def test_weights_that_are_not_numbers_are_refused(artifact: Path) -> None:
 
 
 def test_nan_in_the_encoder_is_an_error_and_never_an_answer(artifact: Path) -> None:
-    weights = load_file(artifact / "model.safetensors")
+    weights = load_file(unsealed(artifact) / "model.safetensors")
     weights["classifier.weight"].fill_(float("nan"))
     save_file(weights, artifact / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExitkitError, match="NaN"):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import unsealed
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -81,7 +82,7 @@ def predict_on(name: str, content: str | bytes, *more: object) -> Make:
 
 def damaged(file: str, change: Callable[[Path], None], command: Callable[[Room], list[object]]) -> Make:
     def make(room: Room) -> list[object]:
-        change(room.model / file)
+        change(unsealed(room.model) / file)
         return command(room)
 
     return make

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers import unsealed
 from test_cli import TEXTS, invoke, run
 
 import exitkit
@@ -49,7 +50,7 @@ def changed(model: Path, folder: Path, **fields: object) -> Path:
     shutil.copytree(model, folder)
     card = yaml.safe_load((folder / "exitkit.yaml").read_text())
     (folder / "exitkit.yaml").write_text(yaml.safe_dump({**card, **fields}))
-    return folder
+    return unsealed(folder)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -256,12 +257,13 @@ def test_models_must_rise_in_cost(small: Path, trained: Path, tmp_path: Path) ->
     assert "million multiply-adds" in refused(named(tmp_path / "twice", trained, trained))
 
 
+ORIGIN = {"source": "demo:reviews", "split": "train", "revision": None, "indices": None}
 DIFFERENT = {
     "another task": ({"task": "multi-label"}, "is for multi-label, and"),
     "a tagger": ({"task": "tagging"}, "is a tagger"),
     "other labels": ({"labels": ["bad", "good"]}, "has the labels bad, good, and"),
     "another order": ({"labels": ["positive", "negative"]}, "in the order positive, negative, and"),
-    "pairs": ({"data": {"columns": {"text_pair": "question"}}}, "takes pairs of texts, and"),
+    "pairs": ({"data": {**ORIGIN, "columns": {"text_pair": "question"}}}, "takes pairs of texts, and"),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import unsealed
 from typer.testing import CliRunner
 
 from exitkit.cli import app
@@ -104,7 +105,7 @@ def evil(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\n"
         "from transformers import BertConfig\nclass Config(BertConfig): pass\n"
     )
-    return artifact
+    return unsealed(artifact)
 
 
 def answers_of_yes(*arguments: object) -> tuple[int, str, str]:

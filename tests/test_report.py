@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from helpers import unsealed
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
@@ -197,7 +198,10 @@ def test_artifacts_that_answer_different_questions_are_refused(trained: Path, tm
     other = tmp_path / "other"
     shutil.copytree(trained, other)
     card = yaml.safe_load((other / "exitkit.yaml").read_text())
-    (other / "exitkit.yaml").write_text(yaml.safe_dump({**card, "labels": ["no", "yes"]}))
+    (unsealed(other) / "exitkit.yaml").write_text(yaml.safe_dump({**card, "labels": ["no", "yes"]}))
+    config = json.loads((other / "config.json").read_text())
+    named = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
+    (other / "config.json").write_text(json.dumps({**config, **named}))
     with pytest.raises(UsageError, match=r"different questions: classification of negative, positive .* of no, yes"):
         exitkit.benchmark(trained, other, rounds=1)
 

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 import yaml
 
-from exitkit import artifact, outputs, parsing
+from exitkit import artifact, manifest, outputs, parsing, records
 from exitkit.artifact import Artifact, Card, ModelArtifact
 from exitkit.cascades.model import Cascade
 from exitkit.config import CascadeConfig
 from exitkit.cost import prices
 from exitkit.data import fingerprints
 from exitkit.data.batches import Reader
-from exitkit.errors import ExitkitError, UsageError
+from exitkit.errors import UsageError
 from exitkit.model import ExitModel
 from exitkit.plugins import Registry, installed
 from exitkit.settings import schedule
@@ -41,10 +41,14 @@ TOKENS = 64  # of the row that models are compared on
 
 
 def open_artifact(
-    folder: Path, registry: Registry, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    registry: Registry,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> Artifact:
-    """What a command names: the folder of a model, or of a cascade. In evaluation mode; errors as of `read`."""
-    return (read if is_cascade(folder) else artifact.read)(folder, registry, device, dtype)
+    """What a command names: the folder of a model, or of a cascade; in evaluation mode. All else as of `read`."""
+    return (read if is_cascade(folder) else artifact.read)(folder, registry, device, dtype, verify)
 
 
 def is_cascade(folder: Path) -> bool:
@@ -53,9 +57,13 @@ def is_cascade(folder: Path) -> bool:
 
 
 def read(
-    folder: Path, registry: Registry, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    registry: Registry,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> Artifact:
-    """Load a cascade with all of its models.
+    """Load a cascade with all of its models; `verify` as for one, see `artifact.read`.
 
     Raises:
         UsageError: its models do not fit together, or one of them is not there.
@@ -63,7 +71,7 @@ def read(
     """
     if artifact.is_artifact(folder):
         raise UsageError(f"{folder} holds both a model and {FILE}. Give the cascade a folder of its own.")
-    whole = joined(folder, models_of(folder), registry, device, dtype)
+    whole = joined(folder, models_of(folder), registry, device, dtype, verify)
     policies = artifact.read_policies(folder)
     for name, entry in policies.get("policies", {}).items():
         if tuple(entry.get("models", ())) != whole.content:
@@ -77,12 +85,13 @@ def joined(
     registry: Registry,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> Artifact:
     """The cascade of the models in some folders. Raises as `read`."""
     cards = [_card(folder, place) for place in places]
     for place, card in zip(places[:-1], cards[:-1], strict=True):
         _same_question(folder, (place, card), (places[-1], cards[-1]))
-    found = [artifact.read(place, registry, device, dtype) for place in places]
+    found = [artifact.read(place, registry, device, dtype, verify) for place in places]
     _rising(folder, found)
     fixed = registry.policy("fixed")
     full = found[-1]
@@ -103,10 +112,13 @@ def joined(
 
 def models_of(folder: Path) -> list[Path]:
     """The folders that cascade.yaml names, smallest first. Raises ExitkitError or UsageError: it cannot be used."""
+    return [folder / name for name in names_of(folder)]  # an absolute name stands for itself
+
+
+def names_of(folder: Path) -> list[str]:
+    """The models of a cascade as cascade.yaml names them. Raises as `models_of`."""
     file = folder / FILE
-    loaded = artifact.read_yaml(file)
-    if loaded.get("format", FORMAT) != FORMAT:
-        raise ExitkitError(f"{file} has format {loaded['format']!r}; this exitkit reads format {FORMAT}.")
+    loaded = records.read_yaml(file, FORMAT)
     if unknown := sorted(map(str, loaded.keys() - {"format", "models"})):
         raise UsageError(f"{file}: '{unknown[0]}' is not known; write 'format' and 'models'.")
     names = loaded.get("models")
@@ -114,7 +126,14 @@ def models_of(folder: Path) -> list[Path]:
         raise UsageError(f"{file}: 'models' must be a list of folders, such as [../small, ../large], not {names!r}.")
     if len(names) < 2:
         raise UsageError(f"{file} names {len(names)} of the two or more models that a cascade needs. Add a larger one.")
-    return [folder / name for name in names]  # an absolute name stands for itself
+    return names
+
+
+def lead_elsewhere(folder: Path) -> dict[str, str]:
+    """Names in cascade.yaml that lead, perhaps by links, neither into the folder nor beside it, and where they lead."""
+    around = folder.resolve().parent
+    places = {name: (folder / name).resolve() for name in names_of(folder)}
+    return {name: str(place) for name, place in places.items() if not place.is_relative_to(around)}
 
 
 def learned_texts(folder: Path) -> fingerprints.Fingerprints:
@@ -202,10 +221,13 @@ def flops_of_row(model: ExitModel) -> int:
 
 
 def _digest(place: Path) -> str:
-    """16 hex digits over what training wrote down of a model, its scores and times included: one training, one digest.
+    """16 hex digits over what a model held when it was saved, its weights included: one training, one digest.
 
-    Reading all weights would take longer than loading them.
+    Of models that were saved without a manifest, over what training wrote down, its scores and times included.
     """
+    sealed = manifest.digest(place)
+    if sealed is not None:
+        return sealed[:16]
     digest = hashlib.sha256()
     for name in (artifact.CARD, artifact.METRICS):
         if (place / name).exists():

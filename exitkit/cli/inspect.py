@@ -59,7 +59,8 @@ def _models(found: dict[str, Any]) -> list[Table | str]:
         size = f"{one['parameters']['model.safetensors'] / 1e6:.1f} M"
         table.add_row(str(number), one["artifact"], str(one["layers"]), str(one["width"]), size, score)
     labels = f" of {', '.join(found['labels'])}" if found["labels"] else ""
-    return [f"a cascade for {found['task']}{labels}", table]
+    elsewhere = [f"{name} leads elsewhere: {place}" for name, place in found["elsewhere"].items()]
+    return [f"a cascade for {found['task']}{labels}", table, *elsewhere]
 
 
 def _model(found: dict[str, Any]) -> list[Table | str]:
