@@ -285,6 +285,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         expects_pair=bool(model.card.data["columns"].get("text_pair")),
         keeps_words=isinstance(model.task, Tagging),
         trained_on=_columns(model),
+        input_format=settings.input_format,
     )
     skipped = Skipped()
     rows = lost = 0
