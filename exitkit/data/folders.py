@@ -35,6 +35,8 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
 
     Raises UsageError: there are none; the message says what there is.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise UsageError(f"{folder} is a PEFT adapter, not data: give texts and labels.")
     files = _files(folder)
     rows = [path for path in files if not _is_beside(path)]
     if rows:
@@ -124,8 +126,6 @@ def _distinct(folder: Path, groups: Sequence[tuple[str, list[Path]]]) -> dict[st
 
 
 def _nothing(folder: Path, below: Sequence[str]) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return f"{folder} is a PEFT adapter, not data."
     if below:
         return f"{folder} has no data files, but folders with some: {', '.join(below[:10])}. Give one of these."
     others = [f"{path.name} is {told[0]}: {told[1]}" for path in sorted(folder.iterdir()) if (told := foreign(path))]

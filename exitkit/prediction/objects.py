@@ -20,16 +20,23 @@ class Objects:
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
         self._where = lru_cache(256)(self._choose)
+        self._begun = False
 
     def line(self, raw: bytes) -> Texts:
         """What a line holds. Raises Flaw."""
         return self.value(json_rows.parse(raw))
 
     def value(self, value: object) -> Texts:
-        """What a value holds. Raises Flaw."""
+        """What a value holds.
+
+        Raises Flaw, and ExitkitError for a whole frame where the first row should be.
+        """
         wanted = self._wanted
         match value:
             case dict() as row:
+                if not self._begun:
+                    self._begun = True
+                    json_rows.check_rows(row)
                 text, pair, found, second = self._where(tuple(row))
                 given = text_or_words(value_at(row, found), text, wanted)
                 return given, None if pair is None else text_of(value_at(row, second), f"'{pair}'")
