@@ -11,16 +11,14 @@ import csv
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 FORMATS = ("csv", "jsonl", "parquet")
-TURNS = 5
+TURNS = 7
 
 
 def write(folder: Path, rows: int) -> None:
@@ -44,63 +42,84 @@ def write(folder: Path, rows: int) -> None:
 
 
 def once(reader: str, path: str) -> float:
-    """Seconds of one reading, imports left out."""
+    """Processor seconds of one reading."""
     from exitkit.data.catalogue import catalogue
     from exitkit.prediction.reading import read
 
-    start = time.perf_counter()
+    start = time.process_time()
     if reader == "train":
         table = catalogue(path).table("train")
         assert len(table.column("text")) == len(table.column("label"))
     else:
         assert sum(1 for _ in read(Path(path), expects_pair=False))
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def grown(path: str) -> float:
-    """MB that reading lines adds to the process."""
+    """MB by which the most memory that the process had grows while it reads lines."""
     from exitkit.prediction.reading import read
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory()
     assert sum(1 for _ in read(Path(path), expects_pair=False)) == 1_000_000
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (most_memory() - before) / 1024
 
 
-def asked(version: str, *args: str) -> float:
-    """What a process with that version prints."""
-    paths = os.pathsep.join([version, str(Path(version) / "plugins")])
-    command = [sys.executable, __file__, *args]
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+def most_memory() -> int:
+    """KB; Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def main(rows: int, versions: list[str]) -> None:
+def serve() -> None:
+    """Answer requests, one a line, until there are no more."""
+    for line in sys.stdin:
+        what, *args = line.split()
+        print(once(*args) if what == "once" else grown(*args), flush=True)
+
+
+class Version:
+    """A process that reads with one version of exitkit."""
+
+    def __init__(self, folder: str) -> None:
+        paths = os.pathsep.join([folder, str(Path(folder) / "plugins")])
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "serve"]
+        self._process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def asked(self, *request: str) -> float:
+        """What it measures."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(*request, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+def main(rows: int, first: str, second: str) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder, rows)
-        seconds = defaultdict(list)
+        for lines in (Version(first), Version(second)):
+            print(f"1,000,000 lines through predict's reader add {lines.asked('grown', f'{folder}/lines.txt'):.1f} MB")
+        versions = [Version(first), Version(second)]
         for reader in ("train", "predict"):
             for format in FORMATS:
-                for _ in range(TURNS):
-                    for version in versions:
-                        took = asked(version, "once", reader, str(folder / f"rows.{format}"))
-                        seconds[reader, format, version].append(took)
-                found = [min(seconds[reader, format, version]) for version in versions]
-                per_second = "".join(f"{rows / best:12,.0f}" for best in found)
-                print(f"{reader:8} {format:8}{per_second} rows/s   ratio {found[0] / found[1]:.2f}", flush=True)
-        for version in versions:
-            more = asked(version, "grown", str(folder / "lines.txt"))
-            print(f"1,000,000 lines through predict's reader add {more:.1f} MB  ({version})")
+                request = ("once", reader, str(folder / f"rows.{format}"))
+                turns = [[version.asked(*request) for version in versions] for _ in range(TURNS)]
+                before, after = map(min, zip(*turns, strict=True))
+                print(
+                    f"{reader:8} {format:8} {rows / before:12,.0f} {rows / after:12,.0f} rows/s  {before / after:.2f}x",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["once", reader, path]:
-            print(once(reader, path))
-        case ["grown", path]:
-            print(grown(path))
+        case ["serve"]:
+            serve()
         case [rows, first, second]:
-            main(int(rows), [first, second])
+            main(int(rows), first, second)
         case _:
             sys.exit(__doc__)

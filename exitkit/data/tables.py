@@ -23,7 +23,7 @@ from exitkit.errors import ExitkitError, UsageError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BLOCK = 4096  # rows of a file that are turned into columns at a time
+BLOCK = 256  # rows of a file that are turned into columns at a time; more wake the garbage collector
 
 
 @dataclass(frozen=True)
