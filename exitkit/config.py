@@ -17,6 +17,7 @@ from exitkit.notation import (
     ClassWeights,
     Currency,
     Exits,
+    InputFormat,
     LabelNames,
     LayerMap,
     Metric,
@@ -283,9 +284,12 @@ class PredictConfig(Common):
     """`exitkit predict`."""
 
     artifact: Annotated[Path | None, flag("Folder of a trained model, or of a cascade.")] = None
-    input: Annotated[str, flag("File to answer (jsonl, csv, tsv, parquet, plain lines), - for stdin.", short="-i")] = (
-        "-"
-    )
+    input: Annotated[
+        str, flag("File to answer (csv, tsv, jsonl, json, parquet, CoNLL, plain lines), - for stdin.", short="-i")
+    ] = "-"
+    input_format: Annotated[
+        InputFormat, flag("What --input holds (default: as its name says; stdin: as its first line shows).")
+    ] = "auto"
     output: Annotated[
         Path | None, flag("File for the answers (jsonl, csv, tsv, parquet); default: jsonl on stdout.", short="-o")
     ] = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 900  # characters of a message, whatever data put into it
+
 
 class ExitkitError(Exception):
     """Something failed for a reason that the user can act on; the message says what, which value, and what to do.
@@ -13,6 +15,9 @@ class ExitkitError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_on_a_screen(given) if isinstance(given, str) else given for given in args))
 
 
 class UsageError(ExitkitError):
@@ -49,6 +54,11 @@ def shortage(error: BaseException | None, less: str) -> str | None:
             return "the machine gives no more threads, or no memory for one; use --threads 1, or raise limits (ulimit)"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _on_a_screen(message: str) -> str:
+    """A message without its middle, where it is longer than a screen: it begins with the fault and ends with advice."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 300]} […] {message[-290:]}"
 
 
 def one_of(what: str, given: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from exitkit.errors import one_of
 
 Currency = Literal["layers", "flops", "time"]
 METRICS = ("accuracy", "f1_macro", "f1_micro", "f1:LABEL", "mcc", "pearson", "spearman", "span_f1", "agreement")
+InputFormat = Literal["auto", "lines", "csv", "tsv", "jsonl", "json", "parquet", "conll", "conllu"]
 TASKS = Literal["classification", "regression", "multi-label", "tagging"]
 
 

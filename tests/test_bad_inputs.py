@@ -164,7 +164,7 @@ CASES: list[tuple[str, Make, int, str]] = [
     ("label is an object", train_on("rows.jsonl", '{"text": "a", "label": {"a": 1}}\n'), 2, "Allowed"),
     ("not json", train_on("rows.jsonl", "{'text'\n"), 1, "line 1"),
     ("not parquet", train_on("rows.parquet", b"PAR1 nonsense"), 1, "Parquet"),
-    ("unknown format", train_on("rows.xlsx", b"PK"), 2, "cannot tell the format"),
+    ("unknown format", train_on("rows.dat", b"PK"), 2, "cannot tell the format"),
     ("utf-16", train_on("rows.csv", ("text,label\n" + ROWS).encode("utf-16")), 1, "iconv -f utf-16"),
     ("latin-1", train_on("rows.csv", ("text,label\ncaf\xe9,a\n" + ROWS).encode("latin-1")), 1, "iconv -f windows-1252"),
     ("one class", train_on("rows.csv", ONE_CLASS), 2, "at least two classes"),

@@ -170,7 +170,7 @@ BAD_FILES = [
     ("header.csv", b"text,label\n", "no rows"),
     ("wide.csv", b"text,label\na,1\nb,2,3\n", "line 3: 3 fields where the first line has 2 columns"),
     ("narrow.csv", b"text,label\na\n", "line 2: 1 fields"),
-    ("quote.csv", b'text,label\n"a,1\n', "line 2: unexpected end of data"),
+    ("quote.csv", b'text,label\n"a,1\n', "line 2: a quote opened in this row is not closed"),
     ("quote.tsv", b'text\tlabel\n"a"b\tc\t1\n', "line 2"),
     ("twice.csv", b"text,text,label\na,b,1\n", "names a column twice"),
     ("latin.csv", "text,label\ncafé,1\n".encode("latin-1"), "not UTF-8.*iconv -f windows-1252"),
@@ -191,7 +191,8 @@ BAD_FILES = [
     ("number.jsonl", b'{"text": 5, "label": 1}\n', "holds int64, not text"),
     ("objects.jsonl", b'{"text": "a", "label": {"x": 2}}\n', "Allowed: one string, integer or boolean"),
     ("infinite.jsonl", b'{"text": "a", "label": 0.5}\n{"text": "b", "label": 1e999}\n', "row 2 .* infinite"),
-    ("x.xlsx", b"PK", "cannot tell the format"),
+    ("x.xlsx", b"PK", "an Excel workbook; save the sheet as csv"),
+    ("x.txt", b"a", "cannot tell the format"),
 ]
 
 

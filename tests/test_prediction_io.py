@@ -30,7 +30,7 @@ from exitkit.prediction.lines import BadLine, Line
 from exitkit.prediction.reading import read
 from exitkit.prediction.writing import open_writer
 
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), max_size=8)
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=8)
 AWKWARD = ["a\rb", "c\r\nd", "e\nf", '"g", h\ti', "", " ", "\u2028", "\ufeff"]
 ROW = {"label": "pos", "score": 0.5, "exit": 1}
 
@@ -190,12 +190,12 @@ def test_stdin_is_jsonl_only_when_it_starts_with_a_brace(content: bytes, expecte
 def test_stdin_answers_each_line_before_the_next_is_asked_for() -> None:
     asked: list[int] = []
 
-    def typed() -> Iterator[bytes]:
-        for number in range(3):
-            asked.append(number)
-            yield b"line\n"
+    class Typed(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            asked.append(len(asked))
+            return b"line\n"
 
-    lines = read("-", expects_pair=False, stdin=typed())  # type: ignore[arg-type]
+    lines = read("-", expects_pair=False, stdin=Typed())  # type: ignore[arg-type]
     assert asked == []
     next(lines)
     assert asked == [0]
@@ -304,7 +304,6 @@ def test_a_jsonl_line_without_the_given_key_names_the_closest(tmp_path: Path) ->
     [
         (b"a", "wrong number of fields: 1, where the header has 2"),
         (b"a,1,2", "wrong number of fields: 3, where the header has 2"),
-        (b"a\0b,1", "holds a NUL byte"),
         (b"caf\xe9,1", "not UTF-8: byte 0xe9 in 'text'"),
         (b'"two\nlines\xff",1', "not UTF-8: byte 0xff in 'text'"),
         (b'"a"b,1', "not valid csv: ',' expected after '\"'"),
@@ -324,7 +323,11 @@ def test_a_bad_csv_row_says_why_and_reading_goes_on(tmp_path: Path, raw: bytes, 
 def test_a_bad_byte_in_plain_text_says_where_and_reading_goes_on(tmp_path: Path) -> None:
     assert lines_of(tmp_path / "a.txt", b"a\ncaf\xe9 b\nc\n") == [
         Line(1, "a", None),
-        BadLine(2, "not UTF-8: byte 0xe9, number 4 of the line"),
+        BadLine(
+            2,
+            "not UTF-8: byte 0xe9, number 4 of the line; if the file is windows-1252, convert it: "
+            "iconv -f windows-1252 -t utf-8 FILE > NEW_FILE",
+        ),
         Line(3, "c", None),
     ]
 
@@ -362,7 +365,6 @@ def test_a_bad_byte_in_parquet_says_where_and_reading_goes_on(tmp_path: Path) ->
         ("a.csv", b'"text"x,label\n', False, {}, "the header cannot be read"),
         ("a.txt", b"a\n", True, {}, "plain text holds one text a line"),
         ("a.txt", b"a\n", False, {"text_column": "text"}, "plain text has no columns"),
-        ("a.json", b"[]", False, {}, ".jsonl"),
         ("a.parquet.gz", b"", False, {}, "unpack"),
         ("a.csv", b"", True, {"text_column": "a"}, "both the text column and the pair column"),
         ("a.csv", b"", False, {"pair_column": "a"}, "the model takes one text"),
@@ -389,7 +391,7 @@ def test_a_missing_file_suggests_the_closest_sibling(tmp_path: Path) -> None:
 
 def test_a_damaged_parquet_or_gzip_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ExitkitError, match=r"a\.parquet: not readable as parquet"):
+    with pytest.raises(ExitkitError, match=r"a\.parquet: cannot be read as Parquet"):
         read(tmp_path / "a.parquet", expects_pair=False)
     (tmp_path / "a.txt.gz").write_bytes(b"plain")
     with pytest.raises(ExitkitError, match=r"a\.txt\.gz: cannot be read"):

@@ -13,11 +13,15 @@ from typing import Any, TypeAlias
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 
 from exitkit.data import demo
+from exitkit.data.folders import ALIASES, is_saved, splits_in
+from exitkit.data.formats import ALLOWED, kind_of
+from exitkit.data.opening import naming
 from exitkit.data.tables import (
-    SUFFIXES,
     Table,
+    check_is_table,
     concatenate,
     from_columns,
     from_dataset,
@@ -31,9 +35,7 @@ Source: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict | pd.Da
 DatasetDict, a DataFrame, a list of dicts, of texts, or of (text, label)."""
 
 IN_MEMORY = "in memory"
-ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
 HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<config>[^/:]+))?")
-SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ def catalogue(source: Source, revision: str | None = None) -> Catalogue:
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         if path.is_file():
-            _check_suffix(path)
+            with naming(str(path)):
+                check_is_table(path)
             return Catalogue(str(path.resolve()), None, {"train": _files([path])})
         if path.is_dir():
-            return Catalogue(str(path.resolve()), None, _folder(path))
+            return Catalogue(str(path.resolve()), None, _saved(path) if is_saved(path) else _folder(path))
         return _hub(str(source), path, revision)
     return Catalogue(IN_MEMORY, None, _memory(source))
 
@@ -84,32 +87,19 @@ def _demo_split(name: str, split: str) -> Table:
     return from_columns(demo.DATASETS[name]()[split])
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"cannot tell the format of {path}. Allowed: files ending in {', '.join(SUFFIXES)}.")
-
-
 def _folder(folder: Path) -> dict[str, Callable[[], Table]]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.name[0] not in "._")
-    if not files:
-        raise UsageError(
-            f"{folder} has no data files. Allowed: files ending in {', '.join(SUFFIXES)}, each named after "
-            "its split: train.parquet, validation.csv, test.jsonl."
-        )
-    shards: dict[str, list[Path]] = {}
-    for path in files:
-        shards.setdefault(SHARD.sub("", path.stem) + path.suffix, []).append(path)
-    if len(shards) == 1:
-        stem = Path(next(iter(shards))).stem
-        split = ALIASES.get(stem, stem)
-        return {split if split in ("validation", "test") else "train": _files(files)}
-    tables: dict[str, Callable[[], Table]] = {}
-    for name, paths in shards.items():
-        split = ALIASES.get(Path(name).stem, Path(name).stem)
-        if split in tables:
-            raise UsageError(f"{folder} has more than one file for split '{split}', one of them {name}. Keep one.")
-        tables[split] = _files(paths)
-    return tables
+    return {split: _files(files) for split, files in splits_in(folder).items()}
+
+
+def _saved(folder: Path) -> dict[str, Callable[[], Table]]:
+    try:
+        with _no_progress_bars():
+            return _memory(datasets.load_from_disk(str(folder)))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ExitkitError(
+            f"{folder} was written by save_to_disk of datasets, and cannot be read: {error}. Write it again, or as "
+            "files: dataset['train'].to_parquet('FOLDER/train.parquet')."
+        ) from error
 
 
 def _files(paths: Sequence[Path]) -> Callable[[], Table]:
@@ -125,6 +115,9 @@ def _memory(source: Any) -> dict[str, Callable[[], Table]]:
     if isinstance(source, datasets.Dataset):
         return {"train": lambda: from_dataset(source)}
     if isinstance(source, pd.DataFrame):
+        names = [str(name) for name in source.columns]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"the DataFrame has more than one column named {', '.join(map(repr, twice))}. Rename one.")
         return {"train": lambda: from_columns({str(name): source[name] for name in source.columns})}
     if isinstance(source, Sequence) and source and not isinstance(source, str | bytes):
         table = _listed(source)
@@ -154,10 +147,10 @@ def _hub(source: str, path: Path, revision: str | None) -> Catalogue:
     match = HUB.fullmatch(source)
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, siblings, n=1)
-    if match is None or close or path.suffix in SUFFIXES:
+    if match is None or close or kind_of(path).format:
         hint = f" Did you mean '{path.with_name(close[0])}'?" if close else ""
         raise UsageError(
-            f"no file or folder '{source}'.{hint} Allowed: a file ending in {', '.join(SUFFIXES)}, a "
+            f"no file or folder '{source}'.{hint} Allowed: {ALLOWED}, a "
             "folder of such files, a hub dataset written owner/name or owner/name:config, or demo:NAME."
         )
     with _told_hub(source), _no_progress_bars():

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from exitkit.data.catalogue import IN_MEMORY, Catalogue, Source, catalogue
+from exitkit.data.column_types import shown
 from exitkit.data.columns import TAGS, USUAL, WORDS, Columns, LabelUse, find_columns
 from exitkit.data.kinds import Kind, is_list
-from exitkit.data.tables import Piece
+from exitkit.data.tables import Piece, Table
 from exitkit.data.targets import Targets, any_label, targets, words
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.tagging import words_in
@@ -189,7 +190,7 @@ def labelled(found: Catalogue, split: str, columns: Columns) -> bool:
     if split not in found.tables:
         return False
     table = found.table(split)
-    name = find_columns(table.names, columns, "optional").label
+    name = find_columns(_names(table, columns), columns, "optional").label
     return name is not None and any_label(table, name)
 
 
@@ -223,10 +224,23 @@ def _pieces(found: Catalogue, split: str) -> list[Piece]:
 
 
 def _pick(pieces: Sequence[Piece], columns: Columns, use_labels: LabelUse, kind: str | None) -> Columns:
-    answers = {find_columns(piece.table.names, columns, use_labels, kind) for piece in pieces}
+    answers = {_found(piece, columns, use_labels, kind) for piece in pieces}
     if len(answers) > 1:
         raise UsageError(f"the splits asked for have different columns: {' and '.join(map(str, answers))}.")
     return answers.pop()
+
+
+def _found(piece: Piece, columns: Columns, use_labels: LabelUse, kind: str | None) -> Columns:
+    try:
+        return find_columns(_names(piece.table, columns), columns, use_labels, kind)
+    except UsageError as error:
+        raise UsageError(f"{piece.origin}: {error}") from None
+
+
+def _names(table: Table, columns: Columns) -> list[str]:
+    """The columns of a table, and what is asked for that lies inside them or joins them."""
+    asked = (columns.text, columns.text_pair, columns.label, columns.group)
+    return [*table.names, *(name for name in asked if name and name not in table.names and table.known(name))]
 
 
 def _tags_words(pieces: Sequence[Piece], picked: Columns) -> bool:
@@ -255,7 +269,7 @@ def _words(pieces: Sequence[Piece], name: str | None) -> dict[str, pa.ChunkedArr
             row = next(n for n, one in enumerate(column.to_pylist()) if None in one)
             raise ExitkitError(f"{piece.row(row)}: a word in column '{name}' is missing. Fill or drop it.")
         if not pa.types.is_string(column.type.value_type):
-            raise UsageError(f"column '{name}' of {piece.origin} holds {column.type}, not lists of words.")
+            raise UsageError(f"column '{name}' of {piece.origin} holds {shown(column.type)}, not lists of words.")
         chunks += column.chunks
     found = pa.chunked_array(chunks, pa.list_(pa.string()))
     return {"text": pc.binary_join(found, " ").cast(pa.large_string()), "words": found}
@@ -287,8 +301,6 @@ def _texts(pieces: Sequence[Piece], name: str | None) -> pa.ChunkedArray:
 
 def _text(piece: Piece, name: str) -> pa.ChunkedArray:
     column = piece.table.column(name).slice(piece.start, piece.stop - piece.start)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     if column.null_count:
         row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
         raise ExitkitError(f"{piece.row(row)}: column '{name}' has no text. Fill or drop such rows.")
@@ -296,7 +308,8 @@ def _text(piece: Piece, name: str) -> pa.ChunkedArray:
         column = pc.binary_join(column, " ")
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UsageError(
-            f"column '{name}' of {piece.origin} holds {column.type}, not text. Say which column with --text-column."
+            f"column '{name}' of {piece.origin} holds {shown(column.type)}, not text. Say which column with "
+            "--text-column."
         )
     return column.cast(pa.large_string())  # 32-bit offsets end at 2 GB of text
 
@@ -307,7 +320,9 @@ def _groups(pieces: Sequence[Piece], name: str) -> pa.ChunkedArray:
     try:
         texts = [column.cast(pa.large_string()).fill_null("(none)") for column in columns]
     except pa.ArrowException:
-        raise UsageError(f"--group-column '{name}' holds {columns[0].type}; it must hold strings or numbers.") from None
+        raise UsageError(
+            f"--group-column '{name}' holds {shown(columns[0].type)}; it must hold strings or numbers."
+        ) from None
     return pa.chunked_array([chunk for column in texts for chunk in column.chunks], pa.large_string())
 
 

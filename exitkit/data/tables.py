@@ -1,24 +1,29 @@
-"""One split as a table, before its columns are chosen; and the file formats that one can be read from."""
+"""One split as a table, before its columns are chosen; and how one is read from a file."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features
+import pyarrow.compute as pc
 
-from exitkit.data.conll import CONLL, NotAWord, by_columns
-from exitkit.errors import ExitkitError
+from exitkit.data import delimited, fields, json_rows
+from exitkit.data.column_types import class_names, field_type, joined_type, numbers_as_texts, plain, shown
+from exitkit.data.conll import TAG, NotAWord, by_columns
+from exitkit.data.flaws import Flaw
+from exitkit.data.formats import ALLOWED, Kind, check_readable, kind_of
+from exitkit.data.opening import naming, opened, text_lines
+from exitkit.data.parquet import parquet
+from exitkit.errors import ExitkitError, UsageError
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", *CONLL)
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BLOCK = 256  # rows of a file that are turned into columns at a time; more wake the garbage collector
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,46 @@ class Table:
 
     names: tuple[str, ...]
     rows: int
-    column: Callable[[str], pa.ChunkedArray]
+    fetch: Callable[[str], pa.ChunkedArray]  # one of `names`
     classes: Mapping[str, tuple[str, ...]]  # columns that hold class ids or lists of them, with the classes' names
+    origin: str | None = None  # the file, for messages about one of several
+
+    def known(self, asked: str | None) -> bool:
+        """Whether a column, or what else `fields.paths` describes, is there."""
+        return asked is not None and bool(fields.paths(asked, self.names))
+
+    def column(self, asked: str) -> pa.ChunkedArray:
+        """A column, a field inside one, or several joined; see `fields.paths`.
+
+        Raises UsageError: it is not there, or is not text where texts are to be joined.
+        """
+        paths = fields.paths(asked, self.names)
+        columns = [self._inside(path) for path in paths]
+        if len(columns) == 1:
+            return columns[0]
+        for path, column in zip(paths, columns, strict=True):
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                raise UsageError(
+                    f"column '{'.'.join(path)}' holds {shown(column.type)}; only texts can be joined ('{asked}')."
+                )
+        return _joined(columns)
+
+    def _inside(self, path: fields.Path) -> pa.ChunkedArray:
+        column = plain(self.fetch(path[0]))
+        field_type(column.type, path)
+        for step in path[1:]:
+            column = plain(pc.struct_field(column, step))
+        return column
+
+
+def _joined(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """The texts of every row with blanks between, empty and missing ones left out; null where all are missing."""
+    texts = [column.cast(pa.large_string()) for column in columns]
+    lists = zip(*(column.to_pylist() for column in texts), strict=True)
+    joined = [
+        None if all(text is None for text in row) else fields.joined([text for text in row if text]) for row in lists
+    ]
+    return pa.chunked_array([pa.array(joined, pa.large_string())])
 
 
 class Piece(NamedTuple):
@@ -45,19 +88,25 @@ class Piece(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """The table in a file of one of `SUFFIXES`.
+    """The table in a file of one of the formats in `FORMATS`.
 
     Raises ExitkitError: the file is empty, damaged or not what its name says; the message has the line where
     known.
     """
-    if path.stat().st_size == 0:
-        raise ExitkitError(f"{path} is empty (0 bytes). Give a file with rows.")
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    with _told_encoding(path):
-        if path.suffix in CONLL:
-            return _conll(path)
-        return from_columns(_csv(path)) if path.suffix in (".csv", ".tsv") else from_records(_json(path))
+    with naming(str(path)):
+        kind = check_is_table(path)
+        if path.stat().st_size == 0:
+            raise ExitkitError("is empty (0 bytes). Give a file with rows.")
+        return replace(_READERS[str(kind.format)](path, kind), origin=str(path))
+
+
+def check_is_table(path: Path) -> Kind:
+    """What a file's name says it is. Raises UsageError: no table."""
+    kind = kind_of(path)
+    check_readable(path, kind)
+    if kind.format is None:
+        raise UsageError(f"cannot tell the format of {path.name}. Allowed: {ALLOWED}.")
+    return kind
 
 
 def from_columns(columns: Mapping[str, Any]) -> Table:
@@ -69,7 +118,7 @@ def from_columns(columns: Mapping[str, Any]) -> Table:
 def from_records(records: Sequence[Mapping[str, Any]]) -> Table:
     """A table over rows; a key that a row lacks is null there."""
     names = dict.fromkeys(name for record in records for name in record)
-    return from_columns({name: [record.get(name) for record in records] for name in names})
+    return Table(tuple(names), len(records), lambda name: _arrow(name, [record.get(name) for record in records]), {})
 
 
 def from_dataset(dataset: Dataset) -> Table:
@@ -78,16 +127,48 @@ def from_dataset(dataset: Dataset) -> Table:
     def column(name: str) -> pa.ChunkedArray:
         return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
-    return Table(tuple(dataset.column_names), len(dataset), column, _classes(dataset.features))
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in dataset.features.items()}  # of elements, in lists
+    classes = {name: tuple(kind.names) for name, kind in kinds.items() if hasattr(kind, "names")}
+    return Table(tuple(dataset.column_names), len(dataset), column, classes)
 
 
 def concatenate(tables: Sequence[Table]) -> Table:
-    """The rows of several tables with the same columns, one after the other (the shards of a split)."""
+    """The rows of several tables, one after the other (the shards of a split).
 
-    def column(name: str) -> pa.ChunkedArray:
-        return pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
+    Types that differ are joined where that is sure; else reading the column raises ExitkitError, as it does for a
+    column that one of the tables lacks.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    names = dict.fromkeys(name for table in tables for name in table.names)
+    classes: dict[str, tuple[str, ...]] = {}
+    for table in tables:
+        classes = {**table.classes, **classes}
 
-    return Table(tables[0].names, sum(table.rows for table in tables), column, tables[0].classes)
+    def fetch(name: str) -> pa.ChunkedArray:
+        for table in tables:
+            if name not in table.names:
+                has = ", ".join(table.names)
+                raise UsageError(f"{table.origin} has no column '{name}', which other shards have; it has {has:.300}.")
+            if table.classes.get(name, classes.get(name)) != classes.get(name):
+                raise ExitkitError(f"{table.origin} names the classes of column '{name}' differently than other shards")
+        return _chained(name, [plain(table.fetch(name)) for table in tables], tables)
+
+    return Table(tuple(names), sum(table.rows for table in tables), fetch, classes)
+
+
+def _chained(name: str, columns: Sequence[pa.ChunkedArray], tables: Sequence[Table]) -> pa.ChunkedArray:
+    columns = numbers_as_texts(columns)
+    kind = columns[0].type
+    for column, table in zip(columns, tables, strict=True):
+        wider = joined_type(kind, column.type)
+        if wider is None:
+            raise ExitkitError(
+                f"{table.origin}: column '{name}' holds {shown(column.type)}, where {tables[0].origin} holds "
+                f"{shown(kind)}. Write all shards with one type."
+            )
+        kind = wider
+    return pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
 
 
 def _arrow(name: str, values: Any) -> pa.ChunkedArray:
@@ -110,149 +191,116 @@ def _mixture(values: Sequence[Any]) -> str | None:
     return None
 
 
-def _classes(features: Features) -> dict[str, tuple[str, ...]]:
-    kinds = {name: getattr(kind, "feature", kind) for name, kind in features.items()}  # of the elements, in lists
-    return {name: tuple(kind.names) for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
+# Files
 
 
-def _parquet(path: Path) -> Table:
-    def fail(error: Exception) -> NoReturn:
-        raise ExitkitError(
-            f"{path} cannot be read as Parquet: {error}. It is damaged or not a Parquet file; write it again."
-        ) from error
+def _parquet(path: Path, kind: Kind) -> Table:
+    def fetch(name: str) -> pa.ChunkedArray:
+        with parquet(path) as file:
+            return file.read(columns=[name]).column(name)
 
-    def column(name: str) -> pa.ChunkedArray:
-        try:
-            return pq.ParquetFile(path).read(columns=[name]).column(name)
-        except (pa.ArrowException, OSError) as error:
-            fail(error)
+    with parquet(path) as file:
+        schema = file.schema_arrow
+        return Table(tuple(schema.names), file.metadata.num_rows, fetch, class_names(schema))
 
+
+def _csv(path: Path, kind: Kind) -> Table:
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        fail(error)
-    schema = file.schema_arrow
-    # Files written by datasets carry its features, class names among them, in the schema's metadata.
-    known = b"huggingface" in (schema.metadata or {})
-    classes = _classes(Features.from_arrow_schema(schema)) if known else {}
-    return Table(tuple(schema.names), file.metadata.num_rows, column, classes)
+        return _delimited(path, kind)
+    except ExitkitError:
+        if kind.format != "tsv":
+            raise
+        with opened(path, kind) as stream, delimited.long_fields():
+            if not delimited.has_stray_quotes(stream):
+                raise
+        return _delimited(path, kind, quotes=False)
 
 
-@contextmanager
-def _told_encoding(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        start = path.open("rb").read(2)
-        encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "windows-1252"
-        raise ExitkitError(
-            f"{path} is not UTF-8 ({error.reason}); it looks like {encoding}. "
-            f"Convert it: iconv -f {encoding} -t utf-8 {path.name} > NEW_FILE"
-        ) from error
+def _delimited(path: Path, kind: Kind, quotes: bool = True) -> Table:
+    with opened(path, kind) as stream, delimited.long_fields():
+        start = stream.peek(1)  # type: ignore[attr-defined]
+        table = delimited.table(text_lines(stream), start, str(kind.format), quotes)
+        header = table.header
+        named = [name for name in header if name]  # sheets have columns without a name, and nothing in them
+        if len(set(named)) < len(named):
+            raise ExitkitError(f"the first line names a column twice: {', '.join(named)}. Rename one.")
+        columns: list[list[str]] = [[] for _ in header]
+        rows = _whole_rows(table)
+        while block := list(islice(rows, BLOCK)):
+            for column, values in zip(columns, zip(*block, strict=True), strict=True):
+                column += values
+    return from_columns({name: column for name, column in zip(header, columns, strict=True) if name})
 
 
-def _open(path: Path) -> TextIO:
-    # newline="": the csv module and JSON each know their own line ends. -sig: spreadsheets write a
-    # byte-order mark.
-    return path.open(encoding="utf-8-sig", newline="")
+def _whole_rows(table: delimited.Delimited) -> Iterator[list[str]]:
+    width = len(table.header)
+    for number, row in table.rows:
+        if isinstance(row, Flaw):
+            raise ExitkitError(f"line {number}: {row}. Double the quotes inside fields.")
+        if len(row) != width:
+            raise ExitkitError(
+                f"line {number}: {len(row)} fields where the first line has {width} columns. Put quotes around "
+                "fields that hold a delimiter or a line break."
+            )
+        yield row
 
 
-class _BadQuoting(ExitkitError):
-    """The file does not parse under the usual rules for quotes."""
+def _json(path: Path, kind: Kind) -> Table:
+    with opened(path, kind) as stream:
+        in_one = json_rows.is_list(stream.peek(1), str(kind.format))  # type: ignore[attr-defined]
+        return from_records(list(_listed(stream) if in_one else _lines(stream)))
 
 
-def _csv(path: Path) -> dict[str, list[str]]:
-    if path.suffix == ".csv":
-        return _delimited(path, ",", csv.QUOTE_MINIMAL)
-    try:
-        return _delimited(path, "\t", csv.QUOTE_MINIMAL)
-    except _BadQuoting as error:
-        # Many tsv files, GLUE's among them, do not quote at all and have quotation marks inside texts.
-        try:
-            return _delimited(path, "\t", csv.QUOTE_NONE)
-        except _BadQuoting:
-            raise error from None
-
-
-def _delimited(path: Path, delimiter: str, quoting: Literal[0, 3]) -> dict[str, list[str]]:
-    with _open(path) as file, _long_fields():
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise ExitkitError(f"{path}: the first line names a column twice: {', '.join(header)}. Rename one.")
-            columns: list[list[str]] = [[] for _ in header]
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise _BadQuoting(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the first line has "
-                        f"{len(header)} columns. Put quotes around fields that hold a delimiter or a line "
-                        "break."
-                    )
-                for column, value in zip(columns, row, strict=False):  # a blank line is no row
-                    column.append(value)
-        except csv.Error as error:
-            raise _BadQuoting(f"{path}, line {reader.line_num}: {error}. Double the quotes inside fields.") from error
-    return dict(zip(header, columns, strict=True))
-
-
-def _conll(path: Path) -> Table:
-    """The words of a CoNLL file and their tags, if any word has one, and its columns by number; see `conll`."""
-    with _open(path) as file:
-        found = by_columns(file, path.suffix == ".conllu")
-    if found.untagged and "tags" in found.names:
-        raise ExitkitError(f"{path}, {found.untagged}")
-
-    def column(name: str) -> pa.ChunkedArray:
-        try:
-            return _arrow(name, found.column(name))
-        except NotAWord as error:
-            raise ExitkitError(f"{path}, {error}") from None
-
-    return Table(found.names, len(found.columns), column, {})
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Texts may be longer than the 131,072 characters that the csv module allows by default."""
-    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _json(path: Path) -> list[dict[str, Any]]:
-    with _open(path) as file:
-        start = file.read(1024).lstrip()
-        file.seek(0)
-        return _json_list(path, file) if start.startswith("[") else _json_lines(path, file)
-
-
-def _json_list(path: Path, file: TextIO) -> list[dict[str, Any]]:
-    try:
-        records = json.load(file)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ExitkitError(f"{path} is not valid JSON: {error}.") from error
-    for row, record in enumerate(records, start=1):
+def _listed(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    for row, record in enumerate(json_rows.elements(stream), start=1):
         if not isinstance(record, dict):
-            raise ExitkitError(f'{path}, row {row}: {record!r:.80} is not an object such as {{"text": ...}}.')
-    return list(records)
+            raise ExitkitError(f'row {row}: {record!r:.80} is not an object such as {{"text": ...}}.')
+        yield record
 
 
-def _json_lines(path: Path, file: TextIO) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(file, start=1):
+def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    first = True
+    for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            record = error
+            record: Any = json_rows.parse(line)
+        except Flaw as flaw:
+            record = flaw
         if not isinstance(record, dict):
+            why = f" ({record})" if isinstance(record, Flaw) else ""
             raise ExitkitError(
-                f"{path}, line {number}: {line.strip()[:80]!r} is not a JSON object. Write one object per "
-                "line, or the whole file as one list of objects."
+                f"line {number}: {line.strip()[:80].decode(errors='replace')!r} is not a JSON object{why}. "
+                f"{json_rows.ONE_OBJECT}"
             )
-        records.append(record)
-    return records
+        if first:
+            json_rows.check_rows(record)
+            first = False
+        yield record
+
+
+def _conll(path: Path, kind: Kind) -> Table:
+    """The words of a CoNLL file and their tags, if any word has one, and its columns by number; see `conll`."""
+    with opened(path, kind) as stream:
+        found = by_columns(text_lines(stream), kind.format == "conllu")
+    if found.untagged and TAG in found.names:
+        raise ExitkitError(found.untagged)
+
+    def fetch(name: str) -> pa.ChunkedArray:
+        try:
+            return _arrow(name, found.column(name))
+        except NotAWord as error:
+            raise ExitkitError(f"{path}: {error}") from None
+
+    return Table(found.names, len(found.columns), fetch, {})
+
+
+_READERS: Mapping[str, Callable[[Path, Kind], Table]] = {
+    "parquet": _parquet,
+    "csv": _csv,
+    "tsv": _csv,
+    "json": _json,
+    "jsonl": _json,
+    "conll": _conll,
+    "conllu": _conll,
+}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from exitkit.data.conll import listed
+from exitkit.data.flaws import Flaw
 from exitkit.prediction.text_columns import Wanted
 
 T = TypeVar("T")
@@ -42,25 +43,12 @@ class BadLine:
     reason: str
 
 
-class Bad(Exception):
-    """Why one line cannot be answered; what is read below raises it, and `outcome` makes a BadLine of it."""
-
-
 def outcome(number: int, parse: Callable[[T], Texts], given: T) -> Line | BadLine:
     """The line that `parse` makes of what was given, or why it makes none."""
     try:
         return Line(number, *parse(given))
-    except Bad as bad:
-        return BadLine(number, str(bad))
-
-
-def decode(raw: bytes) -> str:
-    """A line of UTF-8."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        at = error.start
-        raise Bad(f"not UTF-8: byte 0x{raw[at]:02x}, number {at + 1} of the line") from None
+    except Flaw as flaw:
+        return BadLine(number, str(flaw))
 
 
 def text_or_words(value: object, column: str, wanted: Wanted) -> str | list[str]:
@@ -73,7 +61,7 @@ def text_or_words(value: object, column: str, wanted: Wanted) -> str | list[str]
         try:
             return listed(value)
         except ValueError as error:
-            raise Bad(
+            raise Flaw(
                 f'\'{column}\' is not a list of words ({error}); write lists as JSON, such as ["a", "b"]'
             ) from None
     return words_of(value, f"'{column}'") if wanted.keeps_words else text_of(joined(value), f"'{column}'")
@@ -96,11 +84,11 @@ def joined(value: object) -> object:
 def text_of(value: object, name: str) -> str:
     """The value, if it is a string that can be written as UTF-8."""
     if not isinstance(value, str):
-        raise Bad(f"{name} is {kind_of(value)}, not a string")
+        raise Flaw(f"{name} is {kind_of(value)}, not a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Bad(f"{name} holds half a surrogate pair, \\u{ord(value[error.start]):04x}") from None
+        raise Flaw(f"{name} holds half a surrogate pair, \\u{ord(value[error.start]):04x}") from None
     return value
 
 

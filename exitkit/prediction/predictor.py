@@ -23,13 +23,14 @@ from exitkit.calibration.search import Candidate, pick
 from exitkit.cascades.folder import open_artifact
 from exitkit.config import Choice, PredictConfig
 from exitkit.data.batches import Reader, padded, with_tokens
+from exitkit.data.flaws import Flaw
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.limits import NONE, Limits
 from exitkit.measure import full_model, policys_fault
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
-from exitkit.prediction.lines import Bad, BadLine, Line, text_of
+from exitkit.prediction.lines import BadLine, Line, text_of
 from exitkit.prediction.reading import read
 from exitkit.prediction.writing import open_writer
 from exitkit.settings import Schedule, schedule
@@ -364,6 +365,7 @@ def predict(settings: PredictConfig) -> dict[str, Any]:
         expects_pair=bool(model.card.data["columns"].get("text_pair")),
         keeps_words=isinstance(model.task, Tagging),
         trained_on=_columns(model),
+        input_format=settings.input_format,
     )
     skipped = Skipped()
     rows = 0
@@ -543,8 +545,8 @@ def _must_be_unicode(text: str, number: int) -> None:
     """Raise UsageError for half a surrogate pair, which no tokenizer takes."""
     try:
         text_of(text, f"text {number}")
-    except Bad as bad:
-        raise UsageError(f"{bad}; leave it out or put U+FFFD in its place.") from None
+    except Flaw as flaw:
+        raise UsageError(f"{flaw}; leave it out or put U+FFFD in its place.") from None
 
 
 def _shown(text: object) -> str:

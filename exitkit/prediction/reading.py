@@ -1,40 +1,34 @@
-"""Reads the inputs of `predict` as a stream: one line at a time, never the whole file.
+"""Reads the inputs of `predict` as a stream: one row at a time, never the whole file.
 
-Formats by suffix: jsonl and ndjson, csv and tsv (with a header), parquet; anything else is plain text, one
-input a line. All but parquet may be gzipped.
+Formats and how they are opened are those of training (`exitkit.data.formats`); a file of any other name is plain text,
+one input a line.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+import io
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from exitkit.data.conll import CONLL, WORD, NotAWord, conll
+from exitkit.data import json_rows
+from exitkit.data.conll import WORD, NotAWord, conll
+from exitkit.data.delimited import has_stray_quotes, long_fields
+from exitkit.data.flaws import decode
+from exitkit.data.formats import Kind, check_readable, kind_of
+from exitkit.data.opening import check_text, checked, naming, opened
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.prediction.lines import (
-    Bad,
-    BadLine,
-    Line,
-    Texts,
-    decode,
-    kind_of,
-    outcome,
-    text_of,
-    text_or_words,
-    words_of,
-)
-from exitkit.prediction.tables import TAB, has_stray_quotes, parquet, table
-from exitkit.prediction.text_columns import Names, Wanted, choose
+from exitkit.notation import InputFormat
+from exitkit.prediction.lines import BadLine, Line, Texts, outcome
+from exitkit.prediction.objects import Objects
+from exitkit.prediction.stdin import format_of
+from exitkit.prediction.tables import parquet_rows, table_rows
+from exitkit.prediction.text_columns import Names, Wanted
 
-BOM = b"\xef\xbb\xbf"
+Lines = Iterator[Line | BadLine]
 
 
 def read(
@@ -45,16 +39,17 @@ def read(
     expects_pair: bool,
     keeps_words: bool = False,
     trained_on: Names | None = None,
+    input_format: InputFormat = "auto",
     stdin: BinaryIO | None = None,
-) -> Iterator[Line | BadLine]:
+) -> Lines:
     """The inputs in `path`, or on stdin for `-`, in order.
 
-    Stdin is plain text, unless its first byte that is not blank is `{`: then it is jsonl. Empty lines are
-    empty texts in plain text, and skipped in jsonl and csv. Raises UsageError or ExitkitError for what
+    What format stdin has is seen from its first line that is not blank, unless `input_format` says it: see `format_of`.
+    Empty lines are empty texts in plain text, and skipped in jsonl and csv. Raises UsageError or ExitkitError for what
     concerns the whole file: a file is opened and its header checked before this returns; stdin is not touched
-    before the first line is asked for. With `keeps_words` (tagging) lists of words stay lists, and CoNLL files are
-    read; strings are split as in training in columns called tokens or words, or as the training data's. Columns that
-    are not named are looked for under their names in the training data, `trained_on`, first.
+    before the first line is asked for. With `keeps_words` (tagging) lists of words stay lists, and strings are split as
+    in training in columns called tokens or words, or as the training data's. Columns that are not named are looked for
+    under their names in the training data, `trained_on`, first.
     """
     wanted = Wanted(text_column, pair_column, expects_pair, keeps_words, trained_on)
     if pair_column is not None and not expects_pair:
@@ -62,70 +57,80 @@ def read(
     if expects_pair and (text_column is None) != (pair_column is None):
         raise UsageError("the model takes pairs of texts: give both the text column and the pair column, or neither")
     if str(path) == "-":
-        return _named("stdin", _stdin(stdin or sys.stdin.buffer, wanted))
-    lines = _named(str(path), _file(Path(path), wanted))
+        return _named("stdin", _stdin(stdin or sys.stdin.buffer, wanted, input_format))
+    lines = _named(str(path), _file(Path(path), wanted, input_format))
     first = next(lines, None)
     return lines if first is None else chain((first,), lines)
 
 
-def _named(name: str, lines: Iterator[Line | BadLine]) -> Iterator[Line | BadLine]:
+def _named(name: str, lines: Lines) -> Lines:
     """The same lines; errors that concern the whole file begin with its name."""
-    try:
+    with naming(name):
         yield from lines
-    except ExitkitError as error:
-        raise type(error)(f"{name}: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ExitkitError(f"{name}: cannot be read: {error}") from error
 
 
-def _stdin(stream: BinaryIO, wanted: Wanted) -> Iterator[Line | BadLine]:
-    lines = _without_bom(stream)
-    blank: list[bytes] = []
-    for first in lines:
-        if first.strip():
-            form = _jsonl if first.lstrip().startswith(b"{") else _plain
-            yield from form(chain(blank, (first,), lines), wanted)
-            return
-        blank.append(first)
-    yield from _plain(blank, wanted)
-
-
-def _file(path: Path, wanted: Wanted) -> Iterator[Line | BadLine]:
-    _check_is_file(path)
-    zipped = path.suffix.lower() == ".gz"
-    suffix = (path.with_suffix("") if zipped else path).suffix.lower()
-    if suffix == ".json":
-        raise UsageError("a .json file is one document; give one object a line, in a file that ends in .jsonl")
-    if suffix == ".parquet":
-        if zipped:
-            raise UsageError("a parquet file cannot be read through gzip; unpack it first")
-        yield from parquet(path, wanted)
+def _stdin(stream: BinaryIO, wanted: Wanted, asked: InputFormat) -> Lines:
+    if asked == "parquet":
+        raise UsageError("parquet cannot be read as a stream; write it to a file")
+    piece = stream.read1 if isinstance(stream, io.BufferedIOBase) else stream.read
+    content = checked(piece, whole_blocks=False, in_lines=asked != "json")
+    if asked == "json":
+        yield from _listed(content, wanted)
         return
-    with gzip.open(path) if zipped else path.open("rb") as stream:
-        lines = _without_bom(stream)
-        match suffix:
-            case ".jsonl" | ".ndjson":
-                yield from _jsonl(lines, wanted)
-            case ".csv":
-                yield from table(lines, ",", wanted)
-            case ".tsv":
-                with gzip.open(path) if zipped else path.open("rb") as again:
-                    quotes = not has_stray_quotes(_without_bom(again))
-                yield from table(lines, TAB, wanted, quotes)
-            case suffix if suffix in CONLL and wanted.keeps_words:
-                yield from _conll(lines, suffix == ".conllu", wanted)
-            case _:
-                yield from _plain(lines, wanted)
+    begun = _first_lines(content)
+    format = format_of(begun[-1], wanted) if asked == "auto" and begun else asked
+    yield from _rows(chain(begun, content), begun[-1] if begun else b"", format, wanted)
 
 
-def _conll(lines: Iterable[bytes], universal: bool, wanted: Wanted) -> Iterator[Line | BadLine]:
-    try:
-        for number, words, _ in conll((raw.decode() for raw in lines), universal, False, _numbered(wanted)):
-            yield Line(number, words, None)
-    except NotAWord as error:
-        raise ExitkitError(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise ExitkitError(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from None
+def _first_lines(content: BinaryIO) -> list[bytes]:
+    """Lines up to the first that is not blank."""
+    lines = []
+    for line in content:
+        lines.append(line)
+        if line.strip():
+            break
+    return lines
+
+
+def _file(path: Path, wanted: Wanted, asked: InputFormat) -> Lines:
+    _check_is_file(path)
+    kind = kind_of(path)
+    if asked != "auto":
+        kind = kind._replace(format=None if asked == "lines" else asked)
+    if asked != "lines":
+        check_readable(path, kind)
+    if kind.format == "parquet":
+        yield from parquet_rows(path, wanted)
+        return
+    with opened(path, kind) as stream:
+        start: bytes = stream.peek(1)  # type: ignore[attr-defined]
+        if kind.format is None:
+            check_text(start)
+        if kind.format in ("json", "jsonl") and json_rows.is_list(start, kind.format):
+            yield from _listed(stream, wanted)
+        else:
+            yield from _rows(stream, start, kind.format or "lines", wanted, _quotes(path, kind))
+
+
+def _quotes(path: Path, kind: Kind) -> bool:
+    """Whether quotes are quotes and, in a tsv file, no part of its texts."""
+    if kind.format != "tsv":
+        return True
+    with opened(path, kind) as stream, long_fields():
+        return not has_stray_quotes(stream)
+
+
+def _rows(lines: Iterable[bytes], start: bytes, format: str, wanted: Wanted, quotes: bool = True) -> Lines:
+    """The rows of lines that begin with `start`."""
+    match format:
+        case "csv" | "tsv":
+            return table_rows(lines, start, format, wanted, quotes)
+        case "conll" | "conllu":
+            return _conll(lines, format == "conllu", wanted)
+        case "json" | "jsonl":
+            return _jsonl(lines, wanted)
+        case _:
+            return _plain(lines, wanted)
 
 
 def _numbered(wanted: Wanted) -> str | None:
@@ -150,17 +155,10 @@ def _check_is_file(path: Path) -> None:
         raise UsageError("no such file." + (f" Did you mean '{path.with_name(close[0])}'?" if close else ""))
 
 
-def _without_bom(stream: Iterable[bytes]) -> Iterator[bytes]:
-    lines = iter(stream)
-    for first in lines:
-        yield first.removeprefix(BOM)
-        yield from lines
-
-
 # Plain text
 
 
-def _plain(lines: Iterable[bytes], wanted: Wanted) -> Iterator[Line | BadLine]:
+def _plain(lines: Iterable[bytes], wanted: Wanted) -> Lines:
     if wanted.expects_pair:
         raise UsageError(
             "plain text holds one text a line, but the model takes pairs; "
@@ -176,44 +174,31 @@ def _plain_texts(raw: bytes) -> Texts:
     return decode(raw.removesuffix(b"\n").removesuffix(b"\r")), None
 
 
-# JSON lines
+# JSON
 
 
-def _jsonl(lines: Iterable[bytes], wanted: Wanted) -> Iterator[Line | BadLine]:
-    parse = partial(_json_texts, wanted=wanted)
+def _jsonl(lines: Iterable[bytes], wanted: Wanted) -> Lines:
+    parse = Objects(wanted)
     for number, raw in enumerate(lines, 1):
         if raw.strip():
-            yield outcome(number, parse, raw)
+            yield outcome(number, parse.line, raw)
 
 
-def _json_texts(raw: bytes, wanted: Wanted) -> Texts:
-    match _json(raw):
-        case dict() as row:
-            try:
-                text, pair = choose(list(row), wanted)
-            except UsageError as error:
-                raise Bad(str(error)) from None
-            return text_or_words(row[text], text, wanted), None if pair is None else text_of(row[pair], f"'{pair}'")
-        case str() as text:
-            if wanted.expects_pair:
-                raise Bad("one text, but the model takes pairs")
-            return text_of(text, "the text"), None
-        case list() as values if wanted.keeps_words:
-            return words_of(values, "the sentence"), None
-        case [first, second]:
-            if not wanted.expects_pair:
-                raise Bad("a pair of texts, but the model takes one text")
-            return text_of(first, "the first text"), text_of(second, "the second text")
-        case list() as values:
-            raise Bad(f"an array of {len(values)}; a pair is an array of two strings")
-        case other:
-            raise Bad(f"{kind_of(other)}, not an object or a string")
+def _listed(stream: BinaryIO, wanted: Wanted) -> Lines:
+    """A file that is one list of rows, which are counted instead of lines: all may stand in one."""
+    parse = Objects(wanted)
+    for number, value in enumerate(json_rows.elements(stream), 1):
+        yield outcome(number, parse.value, value)
 
 
-def _json(raw: bytes) -> object:
+# CoNLL
+
+
+def _conll(lines: Iterable[bytes], universal: bool, wanted: Wanted) -> Lines:
+    if wanted.expects_pair:
+        raise UsageError("a CoNLL file holds one sentence a row, but the model takes pairs")
     try:
-        return json.loads(decode(raw.rstrip()))
-    except json.JSONDecodeError as error:
-        raise Bad(f"invalid JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        raise Bad(f"invalid JSON: {error}") from None
+        for number, words, _ in conll((raw.decode() for raw in lines), universal, False, _numbered(wanted)):
+            yield Line(number, words if wanted.keeps_words else " ".join(words), None)
+    except NotAWord as error:
+        raise ExitkitError(str(error)) from None

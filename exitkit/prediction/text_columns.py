@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from exitkit.data.columns import PAIRS, SINGLES, WORDS
+from exitkit.data.fields import paths
 from exitkit.errors import UsageError, one_of
 
 KNOWN = ", ".join(chain.from_iterable(SINGLES))
@@ -37,7 +38,7 @@ def choose(names: Sequence[str], wanted: Wanted) -> Names:
     """
     if wanted.text is not None:
         chosen: Names = wanted.text, wanted.pair
-    elif wanted.trained_on is not None and {*wanted.trained_on} - {None} <= {*names}:
+    elif wanted.trained_on is not None and all(name is None or paths(name, names) for name in wanted.trained_on):
         chosen = wanted.trained_on
     elif wanted.expects_pair:
         chosen = _only_pair(names)
@@ -45,10 +46,11 @@ def choose(names: Sequence[str], wanted: Wanted) -> Names:
         in_words = [name for name in names if wanted.is_words(name)]
         chosen = _only_single(in_words or names), None
     for column in chosen:
-        if column is not None and column not in names:
-            raise UsageError(one_of("column", column, names))
-        if column is not None and names.count(column) > 1:
-            raise UsageError(f"there are {names.count(column)} columns named '{column}'; rename one")
+        if column is not None and not paths(column, names):
+            raise UsageError(one_of("column", column, filter(None, names)))
+        for name in () if column is None else [path[0] for path in paths(column, names)]:
+            if names.count(name) > 1:
+                raise UsageError(f"there are {names.count(name)} columns named '{name}'; rename one")
     return chosen
 
 
@@ -88,4 +90,4 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    return ", ".join(filter(None, names)) or "none"
