@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "exitkit").rglob("*.py"))
 LAYERS = [
-    {"errors", "policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout"},
+    {"errors", "policy", "hookspecs", "notation", "config", "parsing", "progress", "metrics", "layout", "lfs"},
     {"limits", "tagging"},
     {"tasks", "settings", "contract", "stream", "attention", "encoders"},
     {"heads", "trace", "recipe", "distiller", "inside", "runtime", "clock"},
