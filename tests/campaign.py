@@ -14,6 +14,7 @@ Commands run in forks of this process, so that a trial costs what its command do
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gzip
 import json
 import os
@@ -93,16 +94,21 @@ class Running:
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="exitkit-run-"))
         (self.folder / "in").write_bytes(stdin)
+        self.reading, self.writing = os.pipe()  # stderr: no limit on the size of files keeps it from speaking
+        fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, 1 << 20)
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             self._child([str(one) for one in args], path, size, cwd)
 
+        os.close(self.writing)
+
     def _child(self, args: list[str], path: Path | None, size: int | None, cwd: Path | None) -> None:
         code = 99
         try:
-            for number, name, flags in ((0, "in", os.O_RDONLY), (1, "out", os.O_WRONLY), (2, "err", os.O_WRONLY)):
-                os.dup2(os.open(self.folder / name, flags | (os.O_CREAT if number else 0), 0o600), number)
+            os.dup2(os.open(self.folder / "in", os.O_RDONLY), 0)
+            os.dup2(os.open(self.folder / "out", os.O_WRONLY | os.O_CREAT, 0o600), 1)
+            os.dup2(self.writing, 2)
             sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "r" if n == 0 else "w") for n in range(3))
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if cwd is not None:
@@ -144,18 +150,19 @@ class Running:
             if age > LIMIT:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
-                raise Broken(f"it runs for more than {LIMIT} s: {self._read('err')[-400:]!r}")
+                raise Broken(f"it runs for more than {LIMIT} s: {self._err()[-400:]!r}")
             time.sleep(0.005)
-        done = Done(os.waitstatus_to_exitcode(status), self._bytes("out"), self._read("err"))
+        done = Done(os.waitstatus_to_exitcode(status), self._out(), self._err())
         shutil.rmtree(self.folder, ignore_errors=True)
         return done
 
-    def _bytes(self, name: str) -> bytes:
-        file = self.folder / name
+    def _out(self) -> bytes:
+        file = self.folder / "out"
         return file.read_bytes() if file.exists() else b""
 
-    def _read(self, name: str) -> str:
-        return self._bytes(name).decode("utf-8", "replace")
+    def _err(self) -> str:
+        with os.fdopen(self.reading, "rb") as err:
+            return err.read().decode("utf-8", "replace")
 
 
 def run(*args: object, **more: Any) -> Done:
@@ -167,6 +174,24 @@ def must(condition: object, rule: str, done: Done | None = None) -> None:
     """Raise Broken unless a rule holds."""
     if not condition:
         raise Broken(rule if done is None else f"{rule}: exit code {done.code}, {done.said!r}")
+
+
+def parsed(done: Done) -> Any:
+    """The JSON on stdout."""
+    try:
+        return json.loads(done.out)
+    except ValueError:
+        raise Broken(f"stdout holds one JSON object, not {done.out[:200]!r}: {done.said!r}") from None
+
+
+def rows_of(done: Done) -> list[dict[str, Any]]:
+    """The answers on stdout."""
+    try:
+        rows = [json.loads(line) for line in done.out.splitlines()]
+    except ValueError:
+        raise Broken(f"stdout holds answers only, not {done.out[:200]!r}: {done.said!r}") from None
+    must(all(row.keys() >= {"label", "score", "exit"} for row in rows), "stdout holds answers only", done)
+    return rows
 
 
 def no_crash(done: Done) -> None:
@@ -471,7 +496,7 @@ def plugin_broken(arena: Arena, place: Path, rng: random.Random) -> str:
     listed = run("plugins", "--json", path=path)
     no_crash(listed)
     must(
-        listed.code == 0 and any(one["name"] == "odd" for one in json.loads(listed.out)["plugins"]),
+        listed.code == 0 and any(one["name"] == "odd" for one in parsed(listed)["plugins"]),
         "it is listed",
         listed,
     )
@@ -482,7 +507,7 @@ def plugin_broken(arena: Arena, place: Path, rng: random.Random) -> str:
     )
     must("Traceback" not in own.err and BUG not in own.err, "a broken plugin is no bug of ours", own)
     if kind == "prints":
-        must(own.code == 0 and all(json.loads(line) for line in own.out.splitlines()), "stdout holds answers only", own)
+        must(own.code == 0 and rows_of(own), "stdout holds answers only", own)
     else:
         must(
             own.code in (1, 2) and "odd" in own.err, f"a policy that breaks its contract ({kind}: {end}) is named", own
@@ -516,8 +541,7 @@ def input_odd(arena: Arena, place: Path, rng: random.Random) -> str:
     done = run("predict", arena.model, "--input", file, *(["--on-error", "skip"] if skips else []))
     no_crash(done)
     must(done.code in (0, 1, 2), "a file is read or refused", done)
-    for line in done.out.splitlines():
-        must(json.loads(line).keys() >= {"label", "score", "exit"}, "stdout holds answers only", done)
+    rows_of(done)
     if done.code:
         must(len(done.err) < 4000, "a message is no longer than a screen", done)
         must(file.name in done.err, "the message names the file", done)
