@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test campaign lint clean
 
 demo: $(READY)
 	$(BIN)/exitkit demo
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Faults by seed: kills, damage, races, full disks, broken plugins, odd inputs. MINUTES and SEED say how long and which.
+MINUTES ?= 10
+SEED ?= 0
+campaign: $(READY)
+	$(BIN)/python tests/campaign.py --minutes $(MINUTES) --seed $(SEED) --rows 1000000
 
 lint: $(READY)
 	$(BIN)/ruff check .
