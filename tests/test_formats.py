@@ -399,6 +399,15 @@ def test_a_shard_that_does_not_fit_is_named(tmp_path: Path, second: pa.Array | N
         read(shards(tmp_path, pa.array([1, 2]), second))
 
 
+def test_a_shard_with_other_class_names_is_named(tmp_path: Path) -> None:
+    for number, names in enumerate((["neg", "pos"], ["pos", "neg"])):
+        features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names))
+        rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+        rows.to_parquet(tmp_path / f"train-0000{number}-of-00002.parquet")
+    with pytest.raises(ExitkitError, match=r"train-00001-of-00002\.parquet names the classes of column 'label' differ"):
+        read(tmp_path)
+
+
 ROW = b"text,label\ngood,a\nbad,b\n"
 
 

@@ -151,7 +151,10 @@ def concatenate(tables: Sequence[Table]) -> Table:
                 has = ", ".join(table.names)
                 raise UsageError(f"{table.origin} has no column '{name}', which other shards have; it has {has:.300}.")
             if table.classes.get(name, classes.get(name)) != classes.get(name):
-                raise ExitkitError(f"{table.origin} names the classes of column '{name}' differently than other shards")
+                raise ExitkitError(
+                    f"{table.origin} names the classes of column '{name}' differently than the shards before it. Write "
+                    "all shards with the same names."
+                )
         return _chained(name, [plain(table.fetch(name)) for table in tables], tables)
 
     return Table(tuple(names), sum(table.rows for table in tables), fetch, classes)
