@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from exitkit import config, parsing
-from exitkit.config import Choice
+from exitkit.configuration import config, parsing
+from exitkit.configuration.config import Choice
 
 FILE = Path(__file__).with_name("commands.md")
 COMMANDS = {

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exitkit.artifacts.cascade import cascade as cascade
     from exitkit.benchmarking.benchmark import benchmark as benchmark
     from exitkit.calibration.calibrate import calibrate as calibrate
-    from exitkit.cascades.folder import cascade as cascade
     from exitkit.comparison.compare import compare as compare
     from exitkit.distillation.distill import distill as distill
     from exitkit.errors import ExitkitError as ExitkitError
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "exitkit.benchmarking.benchmark": ["benchmark"],
     "exitkit.calibration.calibrate": ["calibrate"],
-    "exitkit.cascades.folder": ["cascade"],
+    "exitkit.artifacts.cascade": ["cascade"],
     "exitkit.comparison.compare": ["compare"],
     "exitkit.distillation.distill": ["distill"],
     "exitkit.errors": ["ExitkitError"],

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from exitkit import interrupts
 from exitkit.errors import ExitkitError, PluginError, shortage
+from exitkit.process import interrupts
 
 Complaint = Callable[..., str | None]
 """complaint(plugin's object, what its method gave, *its arguments) → what is wrong with that, as the end of a sentence

@@ -6,7 +6,7 @@ from typing import Any
 
 from exitkit.benchmarking.benchmark import benchmark
 from exitkit.calibration.calibrate import calibrate
-from exitkit.config import DemoConfig
+from exitkit.configuration.config import DemoConfig
 from exitkit.report.folder import Write, opened
 from exitkit.training.train import train
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 
 from exitkit.containment import Complaint, contain
+from exitkit.engine.heads import Pooling
+from exitkit.engine.model import ExitModel
+from exitkit.policy import Shape
+from exitkit.recipe import Lesson as Lesson
 from exitkit.recipe import Recipe, must_be
-
-if TYPE_CHECKING:
-    from exitkit.heads import Pooling
-    from exitkit.inside import Inside
-    from exitkit.model import ExitModel
-    from exitkit.policy import Shape
-    from exitkit.stream import Batch
 
 
 @dataclass(frozen=True)
@@ -51,23 +48,6 @@ class Reads:
     def attention(self) -> bool:
         """Whether they look at what attention multiplies."""
         return bool(self.scores or self.vectors)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What the teacher said of a batch, beside what the student has at the same places: no padding, same order.
-
-    In tagging answers are compared word by word, so that tokenizers may differ. A word that truncation cut off in the
-    teacher is one that it says nothing of.
-    """
-
-    logits: Tensor | None  # [U, C] of the teacher
-    answered: Tensor | None = None  # [U] bool, of whom it said anything; None = of all. The others' logits are 0
-    hidden: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, d], teacher's [T, d']) for every pair of layers
-    scores: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [P, H], teacher's [P, H']), P pairs of tokens
-    vectors: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, 3, d], teacher's [T, 3, d'])
-    lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in the order of T
-    pooled: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [U', d], teacher's [U', d']) of units that both see
 
 
 @dataclass(frozen=True)
@@ -130,16 +110,3 @@ _COMPLAINTS: Mapping[str, Complaint | None] = {
     "reads": must_be(Reads, "Reads"),
     "scaffold": must_be(Mapping, "a dict of modules"),
 }
-
-
-class Tutor(Protocol):
-    """Whoever knows what the teachers say of the training rows, by row number."""
-
-    def prepare(self, phase: str) -> None:
-        """What is done once, before a phase."""
-
-    def notes(self, phase: str) -> Inside:
-        """An empty record of what a phase looks at inside the student."""
-
-    def lesson(self, phase: str, rows: Tensor, batch: Batch, own: Inside) -> Lesson:
-        """What the teachers say of rows [B] that are this batch of the student's, beside the student's record."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `from exitkit import hookimpl` does not wait for torch
     from exitkit.distiller import Distiller
-    from exitkit.encoders.base import Encoder
+    from exitkit.engine.encoders.base import Encoder
     from exitkit.policy import ExitPolicy
     from exitkit.recipe import Recipe
 

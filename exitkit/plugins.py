@@ -12,13 +12,14 @@ from typing import Any
 
 import pluggy
 
-from exitkit import containment, hookspecs, interrupts
+from exitkit import containment, hookspecs
 from exitkit.distiller import Distiller
-from exitkit.encoders.base import Encoder
+from exitkit.engine.encoders.base import Encoder
 from exitkit.errors import PluginError, UsageError, one_of
 from exitkit.policy import ExitPolicy, Knob, knobs
+from exitkit.process import interrupts
+from exitkit.process.switches import put_back
 from exitkit.recipe import Recipe
-from exitkit.switches import put_back
 
 POLICY_API = 1
 KINDS: dict[str, tuple[str, type]] = {

@@ -117,7 +117,7 @@ class ExitPolicy(ABC):
     """The recipe that trains `probe`."""
 
     def __init_subclass__(cls, **more: Any) -> None:
-        """What is asked outside of the loop, which asks for the rest through `exitkit.contract`, names the policy."""
+        """What is asked outside of the loop names the policy; `engine.contract` asks for the rest."""
         super().__init_subclass__(**more)
         contain(cls, "policy", ExitPolicy, {"refuses": _no_reason})
         contain(cls, "policy", ExitPolicy, {"probe": _no_module, "__post_init__": None}, allowed=(ValueError,))

@@ -5,19 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from exitkit.containment import Complaint, contain
-from exitkit.stream import Stream
-
-if TYPE_CHECKING:
-    from exitkit.distiller import Lesson
-    from exitkit.model import ExitModel
-    from exitkit.tasks import Task
-
+from exitkit.engine.loop import Passed as Passed
+from exitkit.engine.model import ExitModel
+from exitkit.engine.stream import Stream
+from exitkit.tasks import Task
 
 Over = Literal["units", "tokens", "pairs", "batch"]
 """What a loss is a mean over."""
@@ -45,6 +42,23 @@ class Group:
 
     parameters: Sequence[nn.Parameter]
     learning_rate: float
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher said of a batch, beside what the student has at the same places: no padding, same order.
+
+    In tagging answers are compared word by word, so that tokenizers may differ. A word that truncation cut off in the
+    teacher is one that it says nothing of.
+    """
+
+    logits: Tensor | None  # [U, C] of the teacher
+    answered: Tensor | None = None  # [U] bool, of whom it said anything; None = of all. The others' logits are 0
+    hidden: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, d], teacher's [T, d']) for every pair of layers
+    scores: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [P, H], teacher's [P, H']), P pairs of tokens
+    vectors: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [T, 3, d], teacher's [T, 3, d'])
+    lengths: tuple[int, ...] = ()  # [S] tokens of each sequence, in the order of T
+    pooled: tuple[tuple[Tensor, Tensor], ...] = ()  # (student's [U', d], teacher's [U', d']) of units that both see
 
 
 @dataclass(frozen=True)
@@ -78,15 +92,6 @@ class EveryExit:
             return each.sum() / max(len(each), 1)  # sentences may be without words, a whole batch of them too
         counted = torch.stack(masks).all(dim=0)
         return torch.where(counted, each, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What becomes of a layer's states where `between` has more to say than what is read after it."""
-
-    onward: Stream  # what the next layer reads
-    at_exit: Stream | None = None  # what this layer's exit reads; None = the same
-    note: Any = None  # for the losses, which find it in EveryExit.notes
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from exitkit import contract
-from exitkit.encoders.bert import BertEncoder
-from exitkit.loop import run
-from exitkit.model import ExitModel
-from exitkit.parity import check_family as check_family
+from exitkit.engine import contract
+from exitkit.engine.encoders.bert import BertEncoder
+from exitkit.engine.loop import run
+from exitkit.engine.model import ExitModel
+from exitkit.engine.parity import check_family as check_family
+from exitkit.engine.replay import Outcome, Recording, record, replay
+from exitkit.engine.schedule import Schedule, knob_range, off, rewrites, schedule
+from exitkit.engine.trace import Trace
 from exitkit.policy import Decision, Evidence, ExitPolicy, Knob, Shape, State, knobs
-from exitkit.replay import Outcome, Recording, record, replay
-from exitkit.settings import Schedule, knob_range, off, rewrites, schedule
 from exitkit.tasks import TASKS
-from exitkit.trace import Trace
-from exitkit.trials import check_distiller as check_distiller
-from exitkit.trials import check_recipe as check_recipe
+from exitkit.training.trials import check_distiller as check_distiller
+from exitkit.training.trials import check_recipe as check_recipe
 
 SHAPE = Shape(exits=6, layers=6, labels=3, width=8, task="classification")
 SHAPES = (

@@ -625,7 +625,7 @@ def many_rows(arena: Arena, place: Path, rng: random.Random, rows: int) -> str:
         pid = os.fork()
         if pid == 0:
             import exitkit.prediction.predictor as predictor
-            from exitkit.config import PredictConfig
+            from exitkit.configuration.config import PredictConfig
 
             predictor.predict(PredictConfig(artifact=arena.model, input=str(source), output=out, batch_size=256))
             os.write(writing, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())

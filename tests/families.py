@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from exitkit import parity
-from exitkit.heads import Pooling
-from exitkit.loop import every_exit
-from exitkit.model import ExitModel
+from exitkit.engine import parity
+from exitkit.engine.heads import Pooling
+from exitkit.engine.loop import every_exit
+from exitkit.engine.model import ExitModel
 from exitkit.plugins import installed
 
 REGISTRY = installed()  # asking anew takes longer than these models do

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from exitkit.data.batches import padded
+from exitkit.engine.stream import units_of
 from exitkit.errors import ExitkitError
 from exitkit.plugins import installed
 from exitkit.recipe import Recipe
-from exitkit.stream import units_of
 from exitkit.tasks import Classification, Tagging
 from exitkit.testing import tiny_batch, tiny_model
 from exitkit.training.recipes import tokee

@@ -22,10 +22,10 @@ import exitkit
 from exitkit.cli import app
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
+from exitkit.engine.stream import pack
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.prediction.predictor import Predictor
 from exitkit.prediction.words import batch_of
-from exitkit.stream import pack
 
 TEXTS = ["a fine film", "awful plot", "good"]
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, trainer_utils
 
 import exitkit
-from exitkit import layout
-from exitkit.artifact import read as read_artifact
+from exitkit.artifacts.artifact import read as read_artifact
+from exitkit.engine import layout
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.plugins import installed
 from exitkit.training import trainer

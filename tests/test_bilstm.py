@@ -17,7 +17,7 @@ from transformers import (
     dynamic_module_utils,
 )
 
-from exitkit.encoders.modeling_bilstm import BiLSTMConfig
+from exitkit.engine.encoders.modeling_bilstm import BiLSTMConfig
 
 
 def alone(model, ids: Tensor) -> Tensor:

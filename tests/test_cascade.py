@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime
-from exitkit.cascades.model import Cascade
-from exitkit.cost import ReplayCost, flops, full_work, prices, speedups
+from exitkit.engine.cascade import Cascade
+from exitkit.engine.cost import ReplayCost, flops, full_work, prices, speedups
+from exitkit.engine.limits import Limits
+from exitkit.engine.model import ExitModel
+from exitkit.engine.replay import Outcome, record, replay
+from exitkit.engine.schedule import Schedule, off, schedule
+from exitkit.engine.stream import own
+from exitkit.engine.trace import Trace
 from exitkit.errors import UsageError
-from exitkit.limits import Limits
-from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import ExitPolicy
-from exitkit.replay import Outcome, record, replay
-from exitkit.settings import Schedule, off, schedule
-from exitkit.stream import own
 from exitkit.testing import evidence, tiny_batch, tiny_model
-from exitkit.trace import Trace
 
 REGISTRY = installed()
 ROWS = 32

@@ -14,7 +14,7 @@ from helpers import unsealed
 from test_cli import TEXTS, invoke, run
 
 import exitkit
-from exitkit.cascades.folder import models_of, open_artifact, read
+from exitkit.artifacts.cascade import models_of, open_artifact, read
 from exitkit.data import demo
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.plugins import installed

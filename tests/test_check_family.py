@@ -9,15 +9,15 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import exitkit
-from exitkit import parity
-from exitkit.encoders.base import Encoder, LayerCost, first_tokens
-from exitkit.encoders.bert import BertEncoder
-from exitkit.encoders.modernbert import ModernBertEncoder
-from exitkit.encoders.padded import MPNetEncoder
+from exitkit.engine import parity
+from exitkit.engine.encoders.base import Encoder, LayerCost, first_tokens
+from exitkit.engine.encoders.bert import BertEncoder
+from exitkit.engine.encoders.modernbert import ModernBertEncoder
+from exitkit.engine.encoders.padded import MPNetEncoder
+from exitkit.engine.model import ExitModel
+from exitkit.engine.stream import Stream, Tokens
 from exitkit.errors import PluginError
-from exitkit.model import ExitModel
 from exitkit.plugins import installed
-from exitkit.stream import Stream, Tokens
 from exitkit.testing import check_family
 
 

@@ -29,9 +29,9 @@ from transformers import (
 import exitkit
 from exitkit.data.batches import encode, padded
 from exitkit.data.sources import read
-from exitkit.encoders import BertEncoder
+from exitkit.engine.encoders.bert import BertEncoder
+from exitkit.engine.loop import every_exit
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.loop import every_exit
 from exitkit.tasks import Classification, Tagging
 from exitkit.training.checkpoint import check_config, fitting_tokenizer
 from exitkit.training.start import Start, starting_model

@@ -174,7 +174,7 @@ def test_a_target_out_of_reach_leaves_everything_as_it_was(artifact: Path) -> No
 def test_a_setting_that_saves_work_but_no_time_is_said(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, high: float, warns: bool
 ) -> None:
-    monkeypatch.setattr("exitkit.clock.Times.speedup_interval", lambda *_: (0.8, high))
+    monkeypatch.setattr("exitkit.measuring.clock.Times.speedup_interval", lambda *_: (0.8, high))
     given = [str(part) for part in ("calibrate", artifact, "--target-speedup", "1.2x", "--currency", "layers")]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0
@@ -214,8 +214,8 @@ def test_a_folder_that_is_no_artifact_is_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["2x", "2", "2.0x"])
 def test_speedups_are_written_in_three_ways(target: str) -> None:
-    from exitkit.config import CalibrateConfig
-    from exitkit.parsing import parse
+    from exitkit.configuration.config import CalibrateConfig
+    from exitkit.configuration.parsing import parse
 
     assert parse(CalibrateConfig, {"target_speedup": target}).target_speedup == 2.0
 
@@ -392,7 +392,7 @@ def test_listings(listing: str) -> None:
 
 
 def test_every_command_has_help_for_every_option() -> None:
-    from exitkit import config
+    from exitkit.configuration import config
 
     for model in (config.TrainConfig, config.CalibrateConfig, config.BenchmarkConfig, config.PredictConfig):
         assert all(field.description for field in model.model_fields.values())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from exitkit.clock import WARM_UPS, Times, interleaved, turn_of
+from exitkit.measuring.clock import WARM_UPS, Times, interleaved, turn_of
 
 CPU = torch.device("cpu")
 

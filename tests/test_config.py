@@ -10,10 +10,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exitkit.config import BenchmarkConfig, CalibrateConfig, DistillConfig, PredictConfig, TrainConfig
+from exitkit.configuration.config import BenchmarkConfig, CalibrateConfig, DistillConfig, PredictConfig, TrainConfig
+from exitkit.configuration.notation import bytes_of
+from exitkit.configuration.parsing import merge, ordered, parse
 from exitkit.errors import UsageError
-from exitkit.notation import bytes_of
-from exitkit.parsing import merge, ordered, parse
 
 VALUES = {
     "epochs": st.floats(0.1, 50).map(lambda value: round(value, 3)),

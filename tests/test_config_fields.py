@@ -10,8 +10,8 @@ from families import FAMILIES, LENGTHS, batch, difference, stock
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from exitkit import stream
-from exitkit.encoders import base, bert, padded
+from exitkit.engine import stream
+from exitkit.engine.encoders import base, bert, padded
 
 EXACT = 1e-9
 

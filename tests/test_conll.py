@@ -16,14 +16,14 @@ import exitkit
 from exitkit.benchmarking.benchmark import scored_rows
 from exitkit.benchmarking.breakdown import Judged, changed
 from exitkit.calibration.calibrate import calibration_rows
-from exitkit.config import BenchmarkConfig
+from exitkit.configuration.config import BenchmarkConfig
+from exitkit.configuration.parsing import parse
 from exitkit.data.columns import Columns
 from exitkit.data.sources import read
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.measure import Sample, score
-from exitkit.parsing import parse
+from exitkit.measuring.runs import Sample, score
 from exitkit.prediction.reading import read as read_inputs
-from exitkit.tagging import sentences
+from exitkit.tasks.tags import sentences
 
 GERMEVAL = "#\tdoc [2009]\n1\tAnna\tB-PER\tO\n2\tin\tO\tO\n3\tUlm\tB-LOC\tB-ORG\n\n1\tBen\tB-PER\tO\n"
 CONLL2012 = """#begin document (bc/x); part 000

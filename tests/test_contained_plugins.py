@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from exitkit import interrupts, stdout
 from exitkit.cli import app
 from exitkit.errors import ExitkitError, shortage
+from exitkit.process import interrupts, stdout
 
 NOISY = """
 import os

@@ -13,17 +13,17 @@ from torch import Tensor
 
 import exitkit
 from exitkit import hookimpl
-from exitkit.artifact import read
-from exitkit.encoders.base import Encoder
-from exitkit.encoders.bert import BertEncoder
-from exitkit.encoders.padded import MPNetEncoder
+from exitkit.artifacts.artifact import read
+from exitkit.engine.encoders.base import Encoder
+from exitkit.engine.encoders.bert import BertEncoder
+from exitkit.engine.encoders.padded import MPNetEncoder
+from exitkit.engine.loop import every_exit
+from exitkit.engine.model import ExitModel
+from exitkit.engine.parity import random_rows, random_stock, small_config
+from exitkit.engine.schedule import schedule
 from exitkit.errors import ExitkitError, PluginError
-from exitkit.loop import every_exit
-from exitkit.measure import not_finite
-from exitkit.model import ExitModel
-from exitkit.parity import random_rows, random_stock, small_config
+from exitkit.measuring.runs import not_finite
 from exitkit.plugins import Plugin, Registry, collect, installed
-from exitkit.settings import schedule
 from exitkit.testing import tiny_batch
 from exitkit.training.recipes.joint import Joint
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import exitkit
-from exitkit import artifact, inspection, manifest
+from exitkit.artifacts import artifact, inspection, manifest
+from exitkit.artifacts.cascade import read as read_cascade
+from exitkit.artifacts.damage import told
 from exitkit.calibration.study import runs_file
-from exitkit.cascades.folder import read as read_cascade
 from exitkit.cli import app
-from exitkit.damage import told
 from exitkit.errors import ExitkitError
 from exitkit.plugins import installed
 

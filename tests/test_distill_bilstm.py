@@ -30,9 +30,9 @@ from exitkit.distillation.methods.bilstm import BiLSTM
 from exitkit.distillation.student import students_of
 from exitkit.distillation.teacher import Teacher, load_teachers
 from exitkit.distiller import Lesson, Reads
-from exitkit.encoders.modeling_bilstm import BiLSTMConfig
+from exitkit.engine.encoders.modeling_bilstm import BiLSTMConfig
+from exitkit.engine.loop import full_pass
 from exitkit.errors import UsageError
-from exitkit.loop import full_pass
 from exitkit.plugins import installed
 from exitkit.policy import Shape
 from exitkit.recipe import EveryExit
@@ -310,7 +310,7 @@ def test_a_speedup_chooses_a_bilstms_size_by_its_own_layer_times(
 ) -> None:
     from test_distill_fit import LayerTimes, Line, Times, np
 
-    from exitkit.config import DistillConfig
+    from exitkit.configuration.config import DistillConfig
 
     def line(per_token: float) -> Line:
         return Line(np.array([1.0]), np.array([0.0]), np.array([per_token]))
@@ -325,7 +325,7 @@ def test_a_speedup_chooses_a_bilstms_size_by_its_own_layer_times(
         return Times({"student": np.ones((rounds, 1)), "teacher": np.full((rounds, 1), 100.0)})
 
     monkeypatch.setattr("exitkit.calibration.layer_time.measure", measure)
-    monkeypatch.setattr("exitkit.clock.interleaved", interleaved)
+    monkeypatch.setattr("exitkit.measuring.clock.interleaved", interleaved)
     teacher, registry = teacher_of(trained), installed()
     students = students_of(BiLSTM(), teacher, registry)
     for target, layers, width in (("2x", 4, 32), ("4x", 2, 32), ("5x", 2, 28)):

@@ -10,17 +10,17 @@ import torch
 from helpers import distil_interrupted
 
 import exitkit
-from exitkit import parsing
 from exitkit.calibration.layer_time import LayerTimes, Line
-from exitkit.clock import Times
-from exitkit.config import DistillConfig
+from exitkit.configuration import parsing
+from exitkit.configuration.config import DistillConfig
 from exitkit.data.sources import read
 from exitkit.distillation import fit
 from exitkit.distillation.methods.logits import Logits
 from exitkit.distillation.student import students_of
 from exitkit.distillation.teacher import Teacher, load_teachers
+from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError
-from exitkit.model import ExitModel
+from exitkit.measuring.clock import Times
 from exitkit.plugins import installed
 
 REGISTRY = installed()
@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return Times({"student": ones, "teacher": ones * (said.pop(0) if said else 100.0)})
 
     monkeypatch.setattr("exitkit.calibration.layer_time.measure", measure)
-    monkeypatch.setattr("exitkit.clock.interleaved", interleaved)
+    monkeypatch.setattr("exitkit.measuring.clock.interleaved", interleaved)
     return said
 
 

@@ -10,19 +10,19 @@ import torch
 from families import batch, stock, with_exits
 from torch.nn.functional import cross_entropy
 
-from exitkit.attention import scores
 from exitkit.distillation.layer_map import layer_map
 from exitkit.distillation.losses import answer_losses, hidden_loss, relations_loss, scores_loss
 from exitkit.distillation.methods.layers import Layers
 from exitkit.distillation.methods.logits import Logits
 from exitkit.distillation.methods.minilm import MiniLM, relation_heads
 from exitkit.distiller import Lesson, Reads
+from exitkit.engine.attention import scores
+from exitkit.engine.internals import Internals
+from exitkit.engine.loop import full_pass
+from exitkit.engine.stream import pack
 from exitkit.errors import UsageError
-from exitkit.inside import Inside
-from exitkit.loop import full_pass
 from exitkit.policy import Shape
 from exitkit.recipe import EveryExit
-from exitkit.stream import pack
 from exitkit.tasks import Classification, MultiLabel, Regression
 from exitkit.testing import tiny_model
 
@@ -227,7 +227,7 @@ def test_scores_before_the_softmax_are_those_of_stock_attention(family: str) -> 
     with torch.no_grad():
         theirs = model(**rows, output_attentions=True, output_hidden_states=True)
         made = with_exits(model)
-        notes = Inside(made.encoder, [0, 2], [2])
+        notes = Internals(made.encoder, [0, 2], [2])
         full_pass(made, rows, notes.embedded, notes.between)
     ours, start = notes.attention(2), 0
     for row, tokens in ((1, 4), (0, 9), (2, 9)):  # packed: shorter ones first
@@ -248,7 +248,7 @@ def test_padding_never_enters_what_is_compared() -> None:
     wide["input_ids"][1, 3:] = 17
 
     def inside(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        notes = Inside(model.encoder, [0, 4], [1, 4], [4])
+        notes = Internals(model.encoder, [0, 4], [1, 4], [4])
         full_pass(model, given, notes.embedded, notes.between)
         assert notes.lengths == (3, 5)
         return [notes.states(0), notes.states(4), notes.attention(1), notes.attention(4), notes.attended(4)]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import exitkit
 from exitkit.cli import app
-from exitkit.config import Choice
+from exitkit.configuration.config import Choice
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.plugins import installed
 

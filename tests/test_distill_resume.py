@@ -41,7 +41,7 @@ class Killed(BaseException):
         ("exitkit.training.trainer.RecipeTrainer._save", 1),
         ("exitkit.training.trainer.RecipeTrainer._save", 3),
         ("exitkit.distillation.distill.score_exits", 1),
-        ("exitkit.artifact.publish", 1),
+        ("exitkit.artifacts.artifact.publish", 1),
     ],
 )
 def test_a_run_killed_anywhere_resumes_to_the_same_bits(

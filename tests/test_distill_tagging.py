@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 import exitkit
-from exitkit.config import Training
+from exitkit.configuration.config import Training
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows, read
 from exitkit.data.splits import training_and_calibration
@@ -32,8 +32,8 @@ from exitkit.distillation.student import _judged
 from exitkit.distillation.teacher import Teacher, load_teachers
 from exitkit.distillation.work import _teacher_answers
 from exitkit.distiller import Lesson, Reads
+from exitkit.engine.loop import full_pass
 from exitkit.errors import UsageError
-from exitkit.loop import full_pass
 from exitkit.plugins import installed
 from exitkit.recipe import EveryExit
 from exitkit.tasks import Tagging

@@ -22,9 +22,9 @@ from exitkit.distillation.extraction import (
     size_of,
     why_not,
 )
-from exitkit.encoders.base import Axis, Part
-from exitkit.loop import every_exit, full_pass
-from exitkit.model import ExitModel
+from exitkit.engine.encoders.base import Axis, Part
+from exitkit.engine.loop import every_exit, full_pass
+from exitkit.engine.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.tasks import Classification, MultiLabel, Regression
 

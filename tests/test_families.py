@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 import exitkit
 from exitkit.cli import app
-from exitkit.cost import prices
 from exitkit.data.sources import read
+from exitkit.engine.cost import prices
+from exitkit.engine.loop import run
+from exitkit.engine.schedule import schedule
+from exitkit.engine.trace import Trace
 from exitkit.errors import UsageError
-from exitkit.loop import run
 from exitkit.plugins import installed
 from exitkit.policy import ExitPolicy, knob, normalised_entropy
-from exitkit.settings import schedule
-from exitkit.trace import Trace
 
 PADDED = ("deberta", "deberta-v2 with a convolution", "deberta-v3", "mpnet")
 WHOLE = (*PADDED, "bilstm")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import exitkit
-from exitkit.cascades.folder import learned_texts
+from exitkit.artifacts.cascade import learned_texts
 from exitkit.data import fingerprints
 from exitkit.data.fingerprints import FILE, NOTHING, UNKNOWN, hashed, joined, of_source, of_texts
 from exitkit.data.sources import read

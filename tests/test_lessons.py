@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from exitkit.config import Training
+from exitkit.configuration.config import Training
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import read
 from exitkit.distillation.lessons import Layout, Lessons
 from exitkit.distillation.store import Store, kept_rows, shares
 from exitkit.distillation.teacher import load_teachers
 from exitkit.distiller import Lesson, Reads
+from exitkit.engine.internals import Internals
+from exitkit.engine.loop import full_pass
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.inside import Inside
-from exitkit.loop import full_pass
 from exitkit.plugins import installed
 from exitkit.recipe import Passed
 from exitkit.training.phases import Job, all_rows
@@ -246,7 +246,7 @@ def test_a_phase_that_does_not_ask_the_teacher_learns_without_it(teacher, tmp_pa
 def test_notes_are_taken_beside_a_method_that_says_more_of_a_layer(teacher) -> None:
     batch = next(iter(batches(encode(read("demo:reviews", "train[:4]"), teacher.tokenizer, 32), teacher.tokenizer, 4)))
     batch.pop("labels")
-    notes = Inside(teacher.model.encoder, [2], [])
+    notes = Internals(teacher.model.encoder, [2], [])
     embedded, between = _also(None, lambda index, before, after: Passed(after, note=index), notes)
     found = full_pass(teacher.model, batch, embedded, between)
     assert found.notes == (0, 1, 2, 3)

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitkit
-from exitkit.artifact import read as read_artifact
+from exitkit.artifacts.artifact import read as read_artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Study
-from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import read
+from exitkit.engine.cost import ReplayCost, prices, speedups
+from exitkit.engine.limits import NONE, Limits
+from exitkit.engine.loop import run
+from exitkit.engine.replay import Recording, record, replay
+from exitkit.engine.schedule import Schedule, schedule
 from exitkit.errors import UsageError
-from exitkit.limits import NONE, Limits
-from exitkit.loop import run
 from exitkit.plugins import installed
 from exitkit.policy import Decision, Evidence, ExitPolicy, State, knob, normalised_entropy
-from exitkit.replay import Recording, record, replay
-from exitkit.settings import Schedule, schedule
 from exitkit.tasks import Classification, MultiLabel, Regression
 from exitkit.testing import SHAPE, evidence, recording, scripted, tiny_batch, tiny_model
 

@@ -12,17 +12,17 @@ from families import FAMILIES, LENGTHS, batch, stock, with_exits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exitkit.cost import flops, full_work, prices, speedups
+from exitkit.engine.cost import flops, full_work, prices, speedups
+from exitkit.engine.loop import every_exit, run
+from exitkit.engine.model import ExitModel
+from exitkit.engine.replay import record, replay
+from exitkit.engine.schedule import Schedule, off, schedule
+from exitkit.engine.stream import halt, pack, select
+from exitkit.engine.trace import Trace
 from exitkit.errors import PluginError
-from exitkit.loop import every_exit, run
-from exitkit.model import ExitModel
 from exitkit.plugins import installed
 from exitkit.policy import ExitPolicy, knob, normalised_entropy
-from exitkit.replay import record, replay
-from exitkit.settings import Schedule, off, schedule
-from exitkit.stream import halt, pack, select
 from exitkit.testing import check_policy, tiny_batch, tiny_model
-from exitkit.trace import Trace
 
 REGISTRY = installed()
 SETTINGS = {

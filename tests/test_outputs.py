@@ -17,19 +17,20 @@ from pathlib import Path
 
 import pytest
 import typer
+from exitkit.cascades import folder as cascades
 from typer.testing import CliRunner
 
-from exitkit import artifact, outputs
-from exitkit.artifact import publish
+from exitkit.artifacts import artifact
+from exitkit.artifacts.artifact import publish
 from exitkit.calibration import calibrate as calibration
-from exitkit.cascades import folder as cascades
+from exitkit.calibration.memory import Memory
 from exitkit.cli import app, command
 from exitkit.comparison import compare as comparison
-from exitkit.config import TrainConfig
+from exitkit.configuration.config import TrainConfig
 from exitkit.distillation.store import Store
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.memory import Memory
 from exitkit.prediction.writing import open_writer
+from exitkit.process import outputs
 from exitkit.report import folder as reports
 from exitkit.training.partial import RUN, TRAINING, check_output, open_partial, same_run
 
@@ -184,13 +185,13 @@ def _cascade(place: Path) -> None:
 
 def _benchmark(place: Path) -> None:
     from exitkit.cli.benchmark import run
-    from exitkit.config import BenchmarkConfig
+    from exitkit.configuration.config import BenchmarkConfig
 
     run(BenchmarkConfig(artifacts=[place.with_name("nowhere")], output=place))
 
 
 def _demo(place: Path) -> None:
-    from exitkit.config import DemoConfig
+    from exitkit.configuration.config import DemoConfig
     from exitkit.demo import demo
 
     demo(DemoConfig(output=place.parent))

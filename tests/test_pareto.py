@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import exitkit
-from exitkit import artifact
+from exitkit.artifacts import artifact
 from exitkit.calibration import calibrate as calibrating
 from exitkit.calibration import pareto, study
 from exitkit.calibration.runs import Runs
 from exitkit.calibration.search import Candidate, Evaluate, pick
 from exitkit.calibration.study import Study
 from exitkit.data.sources import read
+from exitkit.engine.schedule import Schedule, schedule
 from exitkit.plugins import Plugin, installed
 from exitkit.policy import Evidence, ExitPolicy, Passage, State, knob, normalised_entropy
-from exitkit.settings import Schedule, schedule
 from exitkit.testing import SHAPE
 
 MOST = pareto.GENERATIONS * pareto.SIZE + 1

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.mpnet import modeling_mpnet
 
-from exitkit import attention, stream
-from exitkit.encoders import albert, base, bert, bilstm, modernbert, padded
+from exitkit.engine import attention, stream
+from exitkit.engine.encoders import albert, base, bert, bilstm, modernbert, padded
+from exitkit.engine.loop import every_exit
 from exitkit.errors import UsageError
-from exitkit.loop import every_exit
 from exitkit.plugins import installed
 
 EXACT = 1e-9
@@ -148,7 +148,7 @@ def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
         shifted = stream.Tokens(tokens.ids, tokens.types, tokens.position + 1)
         return shifted, now.having(position=now.position.flip(0))
 
-    monkeypatch.setattr("exitkit.loop.pack", pack)
+    monkeypatch.setattr("exitkit.engine.loop.pack", pack)
 
 
 def leaking(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 import exitkit
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
+from exitkit.engine.loop import full_pass
+from exitkit.engine.stream import pack
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.loop import full_pass
 from exitkit.plugins import installed
-from exitkit.stream import pack
 from exitkit.testing import tiny_batch, tiny_model
 from exitkit.training import partial
 from exitkit.training.adversarial import FastGradient, perturbation
@@ -151,8 +151,8 @@ PLACES = [
     "exitkit.training.partial.save_file",  # while a finished phase is written
     "exitkit.training.partial.os.replace",
     "exitkit.training.train.score_exits",
-    "exitkit.artifact.write",
-    "exitkit.artifact.publish",
+    "exitkit.artifacts.artifact.write",
+    "exitkit.artifacts.artifact.publish",
 ]
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from exitkit import hookimpl
+from exitkit.engine.schedule import schedule
 from exitkit.errors import PluginError, UsageError
 from exitkit.plugins import Plugin, collect
 from exitkit.policy import ExitPolicy, Shape, knob
 from exitkit.recipe import Recipe
-from exitkit.settings import schedule
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from exitkit.engine.replay import replay
+from exitkit.engine.schedule import schedule
 from exitkit.errors import PluginError, UsageError
 from exitkit.plugins import installed
 from exitkit.policy import Decision, ExitPolicy, Shape, knob, normalised_entropy
-from exitkit.replay import replay
-from exitkit.settings import schedule
 from exitkit.testing import SHAPE, check_policy, evidence, recording, scripted
 
 REGISTRY = installed()
@@ -261,7 +261,7 @@ def test_certain_exits_must_come_in_a_row() -> None:
 
 
 def test_a_hash_sends_the_same_text_to_the_same_exit_and_many_texts_to_all() -> None:
-    from exitkit.loop import keys, run
+    from exitkit.engine.loop import keys, run
     from exitkit.testing import tiny_batch, tiny_model
 
     model, batch = tiny_model(), tiny_batch(200)

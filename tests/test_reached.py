@@ -14,7 +14,7 @@ from exitkit.calibration.calibrate import _warn_of_fixed_depth, confirm
 from exitkit.calibration.reached import MOST_MORE, REACHED, reaches, timed_anew
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import ROUNDS, Live
-from exitkit.clock import Times
+from exitkit.measuring.clock import Times
 
 TARGET = 2.0
 

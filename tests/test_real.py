@@ -11,10 +11,10 @@ from transformers import AutoModelForSequenceClassification
 
 import exitkit
 from exitkit.data.sources import read
-from exitkit.loop import run
-from exitkit.measure import Sample, full_model
-from exitkit.settings import schedule
-from exitkit.trace import Trace
+from exitkit.engine.loop import run
+from exitkit.engine.schedule import schedule
+from exitkit.engine.trace import Trace
+from exitkit.measuring.runs import Sample, full_model
 
 FOLDER = Path(os.environ.get("EXITKIT_REAL_DATA", ""))
 pytestmark = [

@@ -15,15 +15,15 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 import exitkit
-from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.batches import encode
 from exitkit.data.sources import read
+from exitkit.engine.cost import ReplayCost, prices, speedups
+from exitkit.engine.loop import full_pass, run
+from exitkit.engine.replay import record, replay
+from exitkit.engine.schedule import schedule
 from exitkit.errors import UsageError
-from exitkit.loop import full_pass, run
 from exitkit.plugins import installed
 from exitkit.recipe import Conflict, EveryExit, Recipe
-from exitkit.replay import record, replay
-from exitkit.settings import schedule
 from exitkit.tasks import Classification, MultiLabel, Regression
 from exitkit.testing import tiny_batch, tiny_model
 from exitkit.training.losses import distillation

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import exitkit
-from exitkit.artifact import CARD
+from exitkit.artifacts.artifact import CARD
 from exitkit.data.columns import Columns
 from exitkit.data.remembered import remembered
 from exitkit.data.sources import read

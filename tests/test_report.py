@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import exitkit
-from exitkit import inspection, model_card
+from exitkit.artifacts import inspection, model_card
 from exitkit.benchmarking.breakdown import MOST_SHOWN, Judged, breakdown, changed
 from exitkit.cli import app
 from exitkit.data.columns import Columns

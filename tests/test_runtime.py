@@ -9,8 +9,8 @@ import pytest
 AGAIN = """
 import resource
 import torch
-from exitkit import runtime
-from exitkit.config import Common
+from exitkit.configuration import runtime
+from exitkit.configuration.config import Common
 
 def use_and_free(times):
     for _ in range(times):

@@ -11,7 +11,7 @@ import pytest
 from helpers import logged
 
 import exitkit
-from exitkit import inspection
+from exitkit.artifacts import inspection
 
 SAVED = Path(__file__).parent / "saved_by_0_1_0"
 ANSWERS = json.loads((SAVED / "answers.json").read_text())

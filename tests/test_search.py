@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from exitkit import artifact
+from exitkit.artifacts import artifact
 from exitkit.calibration.calibrate import confirm
 from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime, embedded
 from exitkit.calibration.search import Candidate, better, candidates, fastest_within, frontier, pick, settle
 from exitkit.calibration.study import Study
-from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import read
+from exitkit.engine.cost import ReplayCost, prices, speedups
+from exitkit.engine.loop import run
+from exitkit.engine.replay import Outcome, record, replay
+from exitkit.engine.schedule import Schedule, schedule
 from exitkit.errors import UsageError
-from exitkit.loop import run
-from exitkit.measure import Sample
+from exitkit.measuring.runs import Sample
 from exitkit.plugins import Plugin, installed
 from exitkit.policy import Evidence, ExitPolicy, Passage, Shape, State, knob, normalised_entropy
 from exitkit.prediction.predictor import Predictor
-from exitkit.replay import Outcome, record, replay
-from exitkit.settings import Schedule, schedule
 from exitkit.testing import SHAPE, recording, scripted, tiny_batch, tiny_model
 
 REGISTRY = installed()

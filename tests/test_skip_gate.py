@@ -13,16 +13,16 @@ from exitkit_policies.skip_gate import AttentionGate, Gates, LinearGate, SkipGat
 from families import LENGTHS, batch, stock, with_exits
 
 import exitkit
-from exitkit.cost import flops, prices
+from exitkit.engine.cost import flops, prices
+from exitkit.engine.limits import NONE, Limits
+from exitkit.engine.loop import run
+from exitkit.engine.model import ExitModel
+from exitkit.engine.schedule import Schedule, off, schedule
+from exitkit.engine.stream import pack
+from exitkit.engine.trace import Trace
 from exitkit.errors import UsageError
-from exitkit.limits import NONE, Limits
-from exitkit.loop import run
-from exitkit.model import ExitModel
 from exitkit.policy import Shape, normalised_entropy
-from exitkit.settings import Schedule, off, schedule
-from exitkit.stream import pack
 from exitkit.testing import SHAPE, check_policy, evidence, tiny_batch, tiny_model
-from exitkit.trace import Trace
 
 
 def gated(model: ExitModel, kind: str = "attention", spread: float = 20.0, seed: int = 0) -> Gates:

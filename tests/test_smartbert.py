@@ -19,16 +19,16 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 import exitkit
-from exitkit import artifact
+from exitkit.artifacts import artifact
 from exitkit.data.sources import read
+from exitkit.engine.loop import full_pass, run
+from exitkit.engine.model import ExitModel
+from exitkit.engine.schedule import schedule
+from exitkit.engine.stream import Stream, pack
 from exitkit.errors import UsageError
-from exitkit.loop import full_pass, run
-from exitkit.measure import Sample, gates_only, run_all, score
-from exitkit.model import ExitModel
+from exitkit.measuring.runs import Sample, gates_only, run_all, score
 from exitkit.plugins import installed
 from exitkit.recipe import EveryExit
-from exitkit.settings import schedule
-from exitkit.stream import Stream, pack
 from exitkit.tasks import Classification
 from exitkit.testing import tiny_batch, tiny_model
 from exitkit.training import partial as partial_folder

@@ -30,33 +30,33 @@ from transformers import (
 from typer.testing import CliRunner
 
 import exitkit
-from exitkit import artifact
+from exitkit.artifacts import artifact
 from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime, _exit_step
 from exitkit.calibration.study import Study
 from exitkit.cli import app
-from exitkit.cost import ReplayCost, flops, full_work, prices
 from exitkit.data.batches import encode
 from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
 from exitkit.data.conll import conll, listed
 from exitkit.data.sources import labelled, read
+from exitkit.engine.cost import ReplayCost, flops, full_work, prices
+from exitkit.engine.limits import Limits
+from exitkit.engine.loop import run
+from exitkit.engine.model import ExitModel
+from exitkit.engine.replay import Outcome, record, replay
+from exitkit.engine.schedule import off, schedule
+from exitkit.engine.stream import Stream, halt, pack, resting
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.limits import Limits
-from exitkit.loop import run
-from exitkit.measure import Sample, score
-from exitkit.metrics import interval, intervals_of_sums
-from exitkit.model import ExitModel
+from exitkit.measuring.runs import Sample, score
 from exitkit.plugins import installed
 from exitkit.policy import Shape, window_max
 from exitkit.prediction.reading import read as read_inputs
 from exitkit.prediction.words import batch_of
 from exitkit.prediction.writing import open_writer
 from exitkit.recipe import EveryExit
-from exitkit.replay import Outcome, record, replay
-from exitkit.settings import off, schedule
-from exitkit.stream import Stream, halt, pack, resting
-from exitkit.tagging import first_break, notation, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
 from exitkit.tasks import Tagging
+from exitkit.tasks.metrics import interval, intervals_of_sums
+from exitkit.tasks.tags import first_break, notation, scheme_of, sentences, span_f1, spans, word_f1_macro, words_in
 from exitkit.testing import SHAPE, evidence, tiny_batch, tiny_model
 from exitkit.training.losses import distillation
 from exitkit.training.start import starting_model
@@ -144,7 +144,7 @@ def test_the_interval_of_sums_holds_few_resamples_in_memory_and_is_the_same(monk
         return [sums[..., 0] / sums[..., 1]]
 
     whole = intervals_of_sums(share_of, counts, resamples=100)
-    monkeypatch.setattr("exitkit.metrics.DRAWN_AT_ONCE", 50 * 30)
+    monkeypatch.setattr("exitkit.tasks.metrics.DRAWN_AT_ONCE", 50 * 30)
     assert intervals_of_sums(share_of, counts, resamples=100) == whole
     assert shapes == [(100, 2), (30, 2), (30, 2), (30, 2), (10, 2)]
 

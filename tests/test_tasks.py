@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 import exitkit
-from exitkit import metrics
 from exitkit.data.sources import read
 from exitkit.data.splits import label_array, training_and_calibration
+from exitkit.engine.replay import replay
+from exitkit.engine.schedule import schedule
 from exitkit.errors import UsageError
 from exitkit.plugins import installed
 from exitkit.policy import Shape, label_entropy
-from exitkit.replay import replay
-from exitkit.settings import schedule
-from exitkit.tasks import Classification, MultiLabel, Regression, balanced
+from exitkit.tasks import Classification, MultiLabel, Regression, balanced, metrics
 from exitkit.testing import evidence, recording
 
 WORDS = ("good", "bad", "long", "short", "loud", "quiet")

@@ -10,11 +10,11 @@ import torch
 from exitkit_policies.token_window import TokenWindow
 
 import exitkit
+from exitkit.engine.loop import full_pass, run
+from exitkit.engine.schedule import schedule
+from exitkit.engine.stream import pack, resting
 from exitkit.errors import UsageError
-from exitkit.loop import full_pass, run
 from exitkit.recipe import EveryExit
-from exitkit.settings import schedule
-from exitkit.stream import pack, resting
 from exitkit.tasks import Tagging
 from exitkit.testing import tiny_batch, tiny_model
 from exitkit.training.recipes import tokee

@@ -22,17 +22,17 @@ import numpy.typing as npt
 from scipy.stats import bootstrap
 from unused_rows import unused
 
-from exitkit import artifact
-from exitkit.artifact import Artifact
+from exitkit.artifacts import artifact
+from exitkit.artifacts.artifact import Artifact
 from exitkit.calibration.calibrate import calibration_rows
 from exitkit.calibration.search import pick
 from exitkit.calibration.study import Study
-from exitkit.cost import ReplayCost
 from exitkit.data.columns import USUAL
 from exitkit.data.sources import Rows, read
-from exitkit.metrics import interval
+from exitkit.engine.cost import ReplayCost
+from exitkit.engine.replay import replay
 from exitkit.plugins import installed
-from exitkit.replay import replay
+from exitkit.tasks.metrics import interval
 
 TARGETS = (2.0, 3.0)
 Losses = npt.NDArray[np.float64]

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import artifact
+from exitkit.artifacts import artifact
 from exitkit.calibration.calibrate import calibration_rows
 from exitkit.calibration.search import pick, settle
 from exitkit.calibration.study import Study
-from exitkit.cost import ReplayCost
 from exitkit.data.columns import USUAL
 from exitkit.data.sources import Rows, read
-from exitkit.measure import score
+from exitkit.engine.cost import ReplayCost
+from exitkit.engine.replay import replay
+from exitkit.measuring.runs import score
 from exitkit.plugins import installed
-from exitkit.replay import replay
 
 registry = installed()
 model = artifact.read(Path(sys.argv[1]), registry)

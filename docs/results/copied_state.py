@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exitkit import artifact
-from exitkit.attention import attend
-from exitkit.cost import prices, speedups
+from exitkit.artifacts import artifact
 from exitkit.data.sources import read
-from exitkit.encoders.base import split_heads
-from exitkit.encoders.bert import BertEncoder
-from exitkit.measure import Sample, run_all
+from exitkit.engine.attention import attend
+from exitkit.engine.cost import prices, speedups
+from exitkit.engine.encoders.base import split_heads
+from exitkit.engine.encoders.bert import BertEncoder
+from exitkit.engine.schedule import schedule
+from exitkit.engine.stream import Stream, Tokens
+from exitkit.measuring.runs import Sample, run_all
 from exitkit.plugins import installed
-from exitkit.settings import schedule
-from exitkit.stream import Stream, Tokens
 
 
 class CopiesSum(BertEncoder):

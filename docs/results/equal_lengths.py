@@ -15,11 +15,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from exitkit import artifact, clock, loop, runtime
-from exitkit.config import Common
-from exitkit.measure import full_model
+from exitkit.artifacts import artifact
+from exitkit.configuration import runtime
+from exitkit.configuration.config import Common
+from exitkit.engine import loop
+from exitkit.engine.stream import Batch
+from exitkit.measuring import clock
+from exitkit.measuring.runs import full_model
 from exitkit.plugins import installed
-from exitkit.stream import Batch
 
 SHAPES = ((32, 32), (32, 128), (1, 32))
 ROWS = 512

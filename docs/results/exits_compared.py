@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from unused_rows import unused
 
-from exitkit import artifact
-from exitkit.artifact import Artifact
+from exitkit.artifacts import artifact
+from exitkit.artifacts.artifact import Artifact
 from exitkit.data.sources import read
-from exitkit.measure import Sample, run_all
-from exitkit.metrics import Counts, OfSums, intervals_of_sums
+from exitkit.engine.schedule import schedule
+from exitkit.measuring.runs import Sample, run_all
 from exitkit.plugins import installed
-from exitkit.settings import schedule
+from exitkit.tasks.metrics import Counts, OfSums, intervals_of_sums
 
 registry = installed()
 data, split = sys.argv[1:3]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from exitkit import artifact, clock
-from exitkit.cost import prices
+from exitkit.artifacts import artifact
+from exitkit.engine.cost import prices
+from exitkit.engine.stream import Stream, pack
+from exitkit.measuring import clock
 from exitkit.plugins import installed
-from exitkit.stream import Stream, pack
 
 ROUNDS = 101
 torch.set_num_threads(1)

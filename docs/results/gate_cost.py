@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from exitkit import artifact, clock, layout
-from exitkit.cost import prices
+from exitkit.artifacts import artifact
+from exitkit.engine import layout
+from exitkit.engine.cost import prices
+from exitkit.engine.stream import Stream, pack
+from exitkit.measuring import clock
 from exitkit.plugins import installed
-from exitkit.stream import Stream, pack
 
 ROUNDS, TOKENS = 101, 25
 torch.set_num_threads(1)

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from exitkit import clock, layout
+from exitkit.engine import layout
+from exitkit.measuring import clock
 
 ROUNDS = 15
 WEIGHTS = 12

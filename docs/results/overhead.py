@@ -14,13 +14,15 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from exitkit import artifact, contract, loop, runtime
-from exitkit.config import Common
+from exitkit.artifacts import artifact
+from exitkit.configuration import runtime
+from exitkit.configuration.config import Common
 from exitkit.data.sources import read
-from exitkit.measure import Sample, full_model
+from exitkit.engine import contract, loop
+from exitkit.engine.schedule import schedule
+from exitkit.engine.trace import Trace
+from exitkit.measuring.runs import Sample, full_model
 from exitkit.plugins import installed
-from exitkit.settings import schedule
-from exitkit.trace import Trace
 
 ROUNDS = 5
 folder, data, split, policy, settings, size = sys.argv[1:]

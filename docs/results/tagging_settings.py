@@ -9,12 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-from exitkit import artifact
-from exitkit.cost import prices, speedups
+from exitkit.artifacts import artifact
 from exitkit.data.sources import read
-from exitkit.measure import Sample, full_model, run_all
+from exitkit.engine.cost import prices, speedups
+from exitkit.engine.schedule import schedule
+from exitkit.measuring.runs import Sample, full_model, run_all
 from exitkit.plugins import installed
-from exitkit.settings import schedule
 
 registry = installed()
 model = artifact.read(Path(sys.argv[1]), registry)

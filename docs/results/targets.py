@@ -23,18 +23,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exitkit import artifact, outputs
-from exitkit.artifact import Artifact
+from exitkit.artifacts import artifact
+from exitkit.artifacts.artifact import Artifact
 from exitkit.calibration.search import pick
 from exitkit.calibration.study import Study
-from exitkit.cost import prices, speedups
 from exitkit.data.sources import read
-from exitkit.limits import Limits
-from exitkit.measure import Sample, full_model, gated_answers, run_all
-from exitkit.metrics import OfSums, intervals_of_sums
+from exitkit.engine.cost import prices, speedups
+from exitkit.engine.limits import Limits
+from exitkit.engine.schedule import Schedule, schedule
+from exitkit.measuring.runs import Sample, full_model, gated_answers, run_all
 from exitkit.plugins import installed
-from exitkit.settings import Schedule, schedule
+from exitkit.process import outputs
 from exitkit.tasks import Answers
+from exitkit.tasks.metrics import OfSums, intervals_of_sums
 
 torch.set_num_threads(1)
 Counts = npt.NDArray[np.float64]

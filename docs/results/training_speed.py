@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers import AutoTokenizer as Tokenizers
 
-from exitkit import clock
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import read
+from exitkit.measuring import clock
 from exitkit.plugins import installed
 from exitkit.recipe import EveryExit
 from exitkit.training.recipes.joint import Joint

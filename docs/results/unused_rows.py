@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from exitkit.artifact import Artifact
+from exitkit.artifacts.artifact import Artifact
 from exitkit.data.sources import Rows, read
 from exitkit.data.splits import training_and_calibration
 

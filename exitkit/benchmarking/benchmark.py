@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitkit import clock, layout, parsing, runtime
-from exitkit.artifact import Artifact
+from exitkit.artifacts.artifact import Artifact
+from exitkit.artifacts.cascade import learned_texts, open_artifact
 from exitkit.benchmarking.breakdown import Judged, breakdown
 from exitkit.benchmarking.contenders import (
     PACKED,
@@ -27,22 +27,24 @@ from exitkit.benchmarking.contenders import (
     wished,
 )
 from exitkit.calibration.calibrate import chosen_metric, columns_of
-from exitkit.cascades.folder import learned_texts, open_artifact
-from exitkit.clock import Times
-from exitkit.config import BenchmarkConfig
-from exitkit.cost import prices, speedups
+from exitkit.configuration import parsing, runtime
+from exitkit.configuration.config import BenchmarkConfig
 from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
 from exitkit.data.fingerprints import joined
 from exitkit.data.remembered import remembered
 from exitkit.data.sources import Origin, Rows, read, splits
 from exitkit.data.splits import Taken, free, scoring_split
+from exitkit.engine import layout
+from exitkit.engine.cost import prices, speedups
+from exitkit.engine.schedule import Schedule
+from exitkit.engine.stream import Batch, own
 from exitkit.errors import UsageError
-from exitkit.measure import Sample, full_model, gated_answers, run_all, score, told_of_words
+from exitkit.measuring import clock
+from exitkit.measuring.clock import Times
+from exitkit.measuring.runs import Sample, full_model, gated_answers, run_all, score, told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
-from exitkit.settings import Schedule
-from exitkit.stream import Batch, own
 
 log = logging.getLogger("exitkit")
 

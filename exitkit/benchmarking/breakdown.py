@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exitkit.data.sources import Rows
-from exitkit.measure import Words
+from exitkit.measuring.runs import Words
 from exitkit.tasks import Answers, Task
 
 MOST_SHOWN = 100

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exitkit.artifact import Artifact
+from exitkit.artifacts.artifact import Artifact
 from exitkit.calibration.calibrate import (
     calibration_rows,
     columns_of,
@@ -18,16 +18,16 @@ from exitkit.calibration.calibrate import (
 )
 from exitkit.calibration.reached import reaches, told
 from exitkit.calibration.study import Study
-from exitkit.config import BenchmarkConfig, Choice
+from exitkit.configuration.config import BenchmarkConfig, Choice
 from exitkit.data.fingerprints import NOTHING, Hashes, hashed
 from exitkit.data.sources import Origin, Rows, reread
 from exitkit.data.splits import texts
+from exitkit.engine.schedule import Schedule, check, off, schedule
+from exitkit.engine.trace import Trace
 from exitkit.errors import ExitkitError
-from exitkit.measure import full_model
+from exitkit.measuring.runs import full_model
 from exitkit.plugins import Registry
 from exitkit.prediction.predictor import limits_of, point_for
-from exitkit.settings import Schedule, check, off, schedule
-from exitkit.trace import Trace
 
 log = logging.getLogger("exitkit")
 

@@ -13,24 +13,26 @@ from typing import Any
 
 import torch
 
-from exitkit import artifact, config, model_card, outputs, parsing, runtime
-from exitkit.artifact import Artifact
+from exitkit.artifacts import artifact, model_card
+from exitkit.artifacts.artifact import Artifact
+from exitkit.artifacts.cascade import learned_texts, open_artifact
 from exitkit.calibration import per_exit, search, temperature
 from exitkit.calibration.reached import REACHED, reaches, timed_anew, told
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study, runs_file
-from exitkit.cascades.folder import learned_texts, open_artifact
-from exitkit.config import CalibrateConfig, Choice
+from exitkit.configuration import config, parsing, runtime
+from exitkit.configuration.config import CalibrateConfig, Choice
 from exitkit.data.columns import Columns
 from exitkit.data.remembered import remembered
 from exitkit.data.sources import Origin, Rows, read, reread
 from exitkit.data.splits import Taken, without
+from exitkit.engine.limits import Limits
+from exitkit.engine.schedule import check, rewrites
 from exitkit.errors import UsageError, one_of
-from exitkit.limits import Limits
-from exitkit.measure import told_of_words
+from exitkit.measuring.runs import told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy, Shape, knobs
-from exitkit.settings import check, rewrites
+from exitkit.process import outputs
 from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")

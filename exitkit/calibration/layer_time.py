@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exitkit.clock import seconds_of
-from exitkit.cost import ReplayCost
-from exitkit.loop import compact
-from exitkit.model import ExitModel
+from exitkit.engine.cost import ReplayCost
+from exitkit.engine.loop import compact
+from exitkit.engine.model import ExitModel
+from exitkit.engine.replay import Outcome, Recording
+from exitkit.engine.schedule import Schedule
+from exitkit.engine.stream import Batch, Stream, pack
+from exitkit.measuring.clock import seconds_of
 from exitkit.progress import bar
-from exitkit.replay import Outcome, Recording
-from exitkit.settings import Schedule
-from exitkit.stream import Batch, Stream, pack
 
 REPEATS = 7
 SAMPLES = 6

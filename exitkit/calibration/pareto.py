@@ -25,8 +25,8 @@ from optuna.trial import create_trial
 from scipy.stats import qmc
 
 from exitkit.calibration.search import WINDOW, Candidate, Evaluate
+from exitkit.engine.schedule import Settings, knob_range, off, schedule
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
-from exitkit.settings import Settings, knob_range, off, schedule
 
 log = logging.getLogger("exitkit")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from exitkit.calibration.search import Candidate, Evaluate, pick, refined
+from exitkit.engine.schedule import Settings, knob_range, off_value, schedule
 from exitkit.errors import UsageError
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
-from exitkit.settings import Settings, knob_range, off_value, schedule
 
 PASSES = 3
 FACTORS = (0.0, 0.3, 0.6, 1.6, 3.0)

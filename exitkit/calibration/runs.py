@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from exitkit.calibration.memory import Memory
 from exitkit.calibration.search import Candidate, Evaluate
-from exitkit.memory import Memory
-from exitkit.settings import Schedule, Settings
+from exitkit.engine.schedule import Schedule, Settings
 
 log = logging.getLogger("exitkit")
 

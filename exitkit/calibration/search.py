@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from exitkit.engine.schedule import Schedule, Settings, checked, knob_range, off, schedule
 from exitkit.errors import UsageError
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
-from exitkit.settings import Schedule, Settings, checked, knob_range, off, schedule
 
 log = logging.getLogger("exitkit")
 

@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 
 import exitkit
-from exitkit import clock
-from exitkit.artifact import EXITS, WEIGHTS, Artifact
+from exitkit.artifacts.artifact import EXITS, WEIGHTS, Artifact
 from exitkit.calibration import layer_time, pareto, per_exit, search
 from exitkit.calibration.runs import Runs
 from exitkit.calibration.search import Candidate
-from exitkit.clock import Times
-from exitkit.cost import ReplayCost, prices, speedups
 from exitkit.data.sources import Rows
-from exitkit.limits import NONE, Limits
-from exitkit.measure import Sample, Scored, full_model, gated_answers, reference_of, run_all, score
+from exitkit.engine.cost import ReplayCost, prices, speedups
+from exitkit.engine.limits import NONE, Limits
+from exitkit.engine.replay import Outcome, record, replay
+from exitkit.engine.schedule import Schedule, rewrites, schedule
+from exitkit.engine.stream import own
+from exitkit.engine.trace import Trace
+from exitkit.measuring import clock
+from exitkit.measuring.clock import Times
+from exitkit.measuring.runs import Sample, Scored, full_model, gated_answers, reference_of, run_all, score
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy
 from exitkit.progress import bar
-from exitkit.replay import Outcome, record, replay
-from exitkit.settings import Schedule, rewrites, schedule
-from exitkit.stream import own
 from exitkit.tasks import Answers
-from exitkit.trace import Trace
 
 TIMED_BATCHES = {1: 256, 8: 48}  # from this batch size on, at most so many batches are timed
 ROUNDS = 3

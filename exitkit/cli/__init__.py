@@ -23,7 +23,7 @@ def main() -> None:
     """What the `exitkit` script runs."""
     try:
         _use_utf8()
-        from exitkit import interrupts
+        from exitkit.process import interrupts
 
         with interrupts.heard():
             if isinstance(sys.stdout, io.TextIOWrapper):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from exitkit.cli.command import command
-from exitkit.config import BenchmarkConfig
+from exitkit.configuration.config import BenchmarkConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for table in tables(result):
         console.print(table)
     if "scheme" in result["baselines"][0]:
-        from exitkit.tagging import scheme_told
+        from exitkit.tasks.tags import scheme_told
 
         console.print(f"tags: {scheme_told(result['baselines'][0]['scheme'])}", highlight=False)
     console.print(f"report: {Path(result['report'])}", highlight=False)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exitkit.cli.command import command
-from exitkit.config import CalibrateConfig
+from exitkit.configuration.config import CalibrateConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,7 +51,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         + f"agreement on {100 * result['agreement']:.1f} % of units",
     )
     if "scheme" in result:
-        from exitkit.tagging import scheme_told
+        from exitkit.tasks.tags import scheme_told
 
         table.add_row("tags", scheme_told(result["scheme"]))
     table.add_row("units per exit", "  ".join(map(str, result["exit_histogram"])))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exitkit.cli.command import command
-from exitkit.config import CascadeConfig
+from exitkit.configuration.config import CascadeConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 
 def run(settings: CascadeConfig) -> dict[str, Any]:
     """Write the cascade's folder."""
-    from exitkit.cascades.folder import cascade
+    from exitkit.artifacts.cascade import cascade
 
     return cascade(settings=settings)
 

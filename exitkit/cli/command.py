@@ -17,11 +17,11 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.logging import RichHandler
 
-from exitkit import stdout
-from exitkit.config import Choice
+from exitkit.configuration.config import Choice
+from exitkit.configuration.parsing import merge, option, ordered, require
 from exitkit.errors import ExitkitError, UsageError, shortage
-from exitkit.outputs import why
-from exitkit.parsing import merge, option, ordered, require
+from exitkit.process import stdout
+from exitkit.process.outputs import why
 
 COMMON = "Common"
 POSITIONAL = {"artifact": "DIR", "artifacts": "DIR..."}

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from exitkit.cli.command import command
-from exitkit.config import CompareConfig
+from exitkit.configuration.config import CompareConfig
 
 
 def add_to(app: typer.Typer) -> None:

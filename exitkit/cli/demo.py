@@ -11,7 +11,7 @@ from rich.table import Table
 
 from exitkit.cli import benchmark, calibrate, train
 from exitkit.cli.command import command
-from exitkit.config import DemoConfig
+from exitkit.configuration.config import DemoConfig
 
 
 def add_to(app: typer.Typer) -> None:

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from exitkit import stdout
 from exitkit.cli.command import reporting, write_json
+from exitkit.process import stdout
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def inspect(
 ) -> None:
     """Tell what an artifact is."""
     with reporting(json, debug) as console:
-        from exitkit.inspection import inspect as look
+        from exitkit.artifacts.inspection import inspect as look
 
         found = look(artifact)
         if json:
@@ -70,7 +70,7 @@ def _model(found: dict[str, Any]) -> list[Table | str]:
     sizes = found["parameters"]
     facts.add_row("task", f"{found['task']}{labels}")
     if "scheme" in found:
-        from exitkit.tagging import scheme_told
+        from exitkit.tasks.tags import scheme_told
 
         facts.add_row("tags", scheme_told(found["scheme"]))
     facts.add_row("model", f"{found['family']}, {found['layers']} layers of width {found['width']}")

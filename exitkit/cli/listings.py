@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exitkit import stdout
 from exitkit.cli.command import reporting, write_json
+from exitkit.process import stdout
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exitkit.cli.command import command
-from exitkit.config import TrainConfig
+from exitkit.configuration.config import TrainConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """A row per exit."""
     console.print(f"{result['metric']} on {result['split']}, {result['rows']} rows", highlight=False)
     if "scheme" in result:
-        from exitkit.tagging import scheme_told
+        from exitkit.tasks.tags import scheme_told
 
         console.print(f"tags: {scheme_told(result['scheme'])}", highlight=False)
     table = Table(box=SIMPLE)

@@ -12,24 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import artifact, config, outputs, parsing, runtime
-from exitkit.artifact import Artifact
+from exitkit.artifacts import artifact
+from exitkit.artifacts.artifact import Artifact
 from exitkit.calibration import search
 from exitkit.calibration.calibrate import calibration_rows, chosen_metric, columns_of
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Study
-from exitkit.config import CompareConfig
-from exitkit.cost import ReplayCost, prices
+from exitkit.configuration import config, parsing, runtime
+from exitkit.configuration.config import CompareConfig
 from exitkit.data import fingerprints
 from exitkit.data.fingerprints import Fingerprints, hashed
 from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import Taken, scoring_split, texts, training_and_calibration, without
+from exitkit.engine.cost import ReplayCost, prices
+from exitkit.engine.replay import Recording, record, replay
+from exitkit.engine.schedule import Schedule, rewrites, schedule
 from exitkit.errors import UsageError
-from exitkit.measure import Sample, reference_of
-from exitkit.outputs import write_text
+from exitkit.measuring.runs import Sample, reference_of
 from exitkit.plugins import Registry, installed
-from exitkit.replay import Recording, record, replay
-from exitkit.settings import Schedule, rewrites, schedule
+from exitkit.process import outputs
+from exitkit.process.outputs import write_text
 from exitkit.tasks import Task
 from exitkit.training.options import build
 from exitkit.training.train import train

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from exitkit.data.sources import Rows
 from exitkit.errors import UsageError
-from exitkit.tagging import LEFT_OUT
+from exitkit.tasks.tags import LEFT_OUT
 
 # Types that hold a million encoded rows in little memory; padding makes them all int64.
 TOKEN_TYPES = {"input_ids": pa.int32(), "token_type_ids": pa.int8(), "attention_mask": pa.int8()}

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from exitkit import lfs
+from exitkit.data import lfs
 from exitkit.data.flaws import iconv
 from exitkit.data.formats import SHEET, Kind
 from exitkit.errors import ExitkitError

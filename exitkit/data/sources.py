@@ -21,8 +21,8 @@ from exitkit.data.kinds import Kind, is_list
 from exitkit.data.tables import Piece, Table
 from exitkit.data.targets import Targets, any_label, targets, words
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.tagging import words_in
 from exitkit.tasks import Tagging, Task
+from exitkit.tasks.tags import words_in
 
 __all__ = ["LabelUse", "Origin", "Rows", "Source", "labelled", "read", "read_from", "reread", "splits"]
 

@@ -16,8 +16,8 @@ from exitkit.data.columns import USUAL, Columns, LabelUse
 from exitkit.data.fingerprints import Hashes, hashed
 from exitkit.data.sources import Rows, labelled, read_from
 from exitkit.errors import UsageError
-from exitkit.tagging import LEFT_OUT, sentences
 from exitkit.tasks import Answers, Classification, MultiLabel, Tagging, Task
+from exitkit.tasks.tags import LEFT_OUT, sentences
 
 log = logging.getLogger("exitkit")
 

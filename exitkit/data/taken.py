@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from exitkit.data.kinds import Kind
 from exitkit.data.sources import Rows
 from exitkit.data.splits import label_array
-from exitkit.tagging import scheme_told
 from exitkit.tasks import Regression, Tagging
+from exitkit.tasks.tags import scheme_told
 
 MOST_NAMED = 8
 LONGEST_NAME = 30

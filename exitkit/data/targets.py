@@ -18,8 +18,8 @@ from exitkit.data.kinds import listed as values_listed
 from exitkit.data.labels import NOT_A_NUMBER, LabelColumn, alike, label_column, label_ids, label_names
 from exitkit.data.tables import Piece, Table
 from exitkit.errors import ExitkitError, UsageError, one_of
-from exitkit.tagging import LEFT_OUT, first_break, notation, sentences
 from exitkit.tasks import Classification, MultiLabel, Regression, Tagging, Task
+from exitkit.tasks.tags import LEFT_OUT, first_break, notation, sentences
 
 log = logging.getLogger("exitkit")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import notation, outputs, parsing
-from exitkit.config import Choice, DistillConfig
+from exitkit.configuration import notation, parsing
+from exitkit.configuration.config import Choice, DistillConfig
 from exitkit.data.splits import label_array
 from exitkit.data.taken import taken
 from exitkit.distillation import map_search
@@ -25,7 +25,8 @@ from exitkit.distillation.student import start
 from exitkit.distillation.student import told as told_of_student
 from exitkit.distillation.work import SEARCH, Work, checked
 from exitkit.errors import UsageError
-from exitkit.measure import told_of_words
+from exitkit.measuring.runs import told_of_words
+from exitkit.process import outputs
 from exitkit.tasks import needs_labels
 from exitkit.training.outcome import card_of, learned_from, publish, report_of, score_exits, speed
 from exitkit.training.partial import check_output, finish_phase, finished_phase, open_partial, same_run

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from exitkit.distillation.layer_map import evenly
-from exitkit.encoders.base import Axis, Encoder, Part
-from exitkit.heads import ExitHead
-from exitkit.loop import full_pass
-from exitkit.model import ExitModel
-from exitkit.stream import Batch, Stream
+from exitkit.engine.encoders.base import Axis, Encoder, Part
+from exitkit.engine.heads import ExitHead
+from exitkit.engine.loop import full_pass
+from exitkit.engine.model import ExitModel
+from exitkit.engine.stream import Batch, Stream
 from exitkit.tasks import Task
 
 

@@ -11,24 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from exitkit import clock, layout
 from exitkit.calibration import layer_time
 from exitkit.calibration.reached import REACHED
-from exitkit.config import DistillConfig
+from exitkit.configuration.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows
 from exitkit.distillation.extraction import misfit
 from exitkit.distillation.student import NONE, TOKENS, bare, other_tables, resized
 from exitkit.distillation.teacher import Teacher
 from exitkit.distiller import Students
+from exitkit.engine import layout
+from exitkit.engine.loop import run
+from exitkit.engine.model import ExitModel
+from exitkit.engine.schedule import schedule
+from exitkit.engine.stream import Batch
 from exitkit.errors import UsageError
-from exitkit.loop import run
-from exitkit.model import ExitModel
-from exitkit.outputs import write_text
+from exitkit.measuring import clock
 from exitkit.plugins import Registry
+from exitkit.process.outputs import write_text
 from exitkit.progress import bar
-from exitkit.settings import schedule
-from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
 
 log = logging.getLogger("exitkit")

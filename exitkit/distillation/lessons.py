@@ -20,11 +20,11 @@ from exitkit.data.batches import batches, present
 from exitkit.distillation.store import NUMBER, Store, kept_rows, shares
 from exitkit.distillation.teacher import Teacher
 from exitkit.distiller import Lesson, Reads
-from exitkit.encoders.base import Encoder
-from exitkit.heads import Pooling
-from exitkit.inside import Inside
-from exitkit.loop import full_pass
-from exitkit.stream import Batch, packing_order
+from exitkit.engine.encoders.base import Encoder
+from exitkit.engine.heads import Pooling
+from exitkit.engine.internals import Internals
+from exitkit.engine.loop import full_pass
+from exitkit.engine.stream import Batch, packing_order
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,15 @@ class Lessons:
         if not one.nothing:
             self.stores[one].fill(lambda rows: self._ask(one, rows))
 
-    def notes(self, phase: str) -> Inside:
+    def notes(self, phase: str) -> Internals:
         """An empty record of what a phase looks at inside the student."""
         read = self.reads[phase]
         hidden, scores, vectors, pooled = (
             [own for own, _ in pairs] for pairs in (read.hidden, read.scores, read.vectors, read.pooled)
         )
-        return Inside(self.student, hidden, scores, vectors, pooled)
+        return Internals(self.student, hidden, scores, vectors, pooled)
 
-    def lesson(self, phase: str, rows: Tensor, batch: Batch, own: Inside) -> Lesson:
+    def lesson(self, phase: str, rows: Tensor, batch: Batch, own: Internals) -> Lesson:
         """What the teachers say of rows [B] that are this batch of the student's, beside the student's notes."""
         numbers, read, one = rows.tolist(), self.reads[phase], self.layouts[phase]
         if one.nothing:
@@ -232,7 +232,7 @@ class Lessons:
     def _look(self, one: Layout, rows: list[int], found: list[list[Tensor]]) -> None:
         """Add to the records what is inside the model that is looked into."""
         model = self.asked[self.looked_into].model
-        notes = Inside(model.encoder, one.hidden, one.scores, one.vectors, one.pooled, one.pooling)
+        notes = Internals(model.encoder, one.hidden, one.scores, one.vectors, one.pooled, one.pooling)
         full_pass(model, self._batch(self.looked_into, rows), notes.embedded, notes.between)
         for layer in one.pooled:
             self._keep(self._everybodys(self.looked_into, rows, notes.of_units(layer)), rows, found)

@@ -14,8 +14,8 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.samplers import NSGAIISampler
 
+from exitkit.calibration.memory import Memory
 from exitkit.distillation.layer_map import layer_map, text_of
-from exitkit.memory import Memory
 
 log = logging.getLogger("exitkit")
 

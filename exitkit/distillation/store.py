@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitkit import outputs
 from exitkit.errors import ExitkitError
+from exitkit.process import outputs
 from exitkit.progress import bar
 
 NUMBER = 4  # bytes of an fp32 number

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from exitkit import pretrained
-from exitkit.config import DistillConfig
+from exitkit.artifacts import pretrained
+from exitkit.configuration.config import DistillConfig
 from exitkit.data.batches import NO_LABEL, batches, encode
 from exitkit.data.sources import Rows
 from exitkit.distillation.extraction import Size, all_of, choose, extract, importance, misfit, size_of, why_not
 from exitkit.distillation.layer_map import evenly
 from exitkit.distillation.teacher import Teacher
 from exitkit.distiller import Distiller, Students
-from exitkit.encoders.base import Encoder
+from exitkit.engine.encoders.base import Encoder
+from exitkit.engine.heads import choose_pooling
+from exitkit.engine.model import ExitModel
+from exitkit.engine.stream import Batch
 from exitkit.errors import UsageError
-from exitkit.heads import choose_pooling
-from exitkit.model import ExitModel
 from exitkit.plugins import Registry
 from exitkit.progress import bar
-from exitkit.stream import Batch
 from exitkit.tasks import Tagging, Task
 from exitkit.training.checkpoint import check_config, check_folder, most_tokens, most_types
 from exitkit.training.start import Start, starting_model

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from exitkit import artifact, layout, pretrained
+from exitkit.artifacts import artifact, pretrained
 from exitkit.data.batches import limit
+from exitkit.engine import layout
+from exitkit.engine.heads import choose_pooling
+from exitkit.engine.loop import full_pass
+from exitkit.engine.model import ExitModel
+from exitkit.engine.stream import Batch
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.heads import choose_pooling
-from exitkit.loop import full_pass
-from exitkit.model import ExitModel
 from exitkit.plugins import Registry
-from exitkit.stream import Batch
 from exitkit.tasks import Classification, Regression, Tagging, Task, task
 from exitkit.training.checkpoint import check_config, check_files, check_weights, fitting_tokenizer
 from exitkit.training.start import classes_of, content_of, kind_of, open_checkpoint, starting_model

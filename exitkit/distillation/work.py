@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from exitkit import parity, runtime
-from exitkit.config import Choice, DistillConfig
+from exitkit.configuration import runtime
+from exitkit.configuration.config import Choice, DistillConfig
 from exitkit.data.batches import encode, limit, present
 from exitkit.data.columns import Columns, LabelUse
 from exitkit.data.sources import Rows, read
@@ -25,9 +25,10 @@ from exitkit.distillation.fit import Fit
 from exitkit.distillation.student import Student, check_tables, new_student, students_of
 from exitkit.distillation.teacher import Teacher, load_encoder, load_teachers
 from exitkit.distiller import Distiller, Reads, Students
+from exitkit.engine import parity
+from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError
-from exitkit.measure import Sample
-from exitkit.model import ExitModel
+from exitkit.measuring.runs import Sample
 from exitkit.plugins import Registry, installed
 from exitkit.recipe import Phase
 from exitkit.tasks import Answers, Regression, Tagging, Task, needs_labels

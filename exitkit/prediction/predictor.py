@@ -16,27 +16,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from exitkit import config, parsing, runtime
-from exitkit.artifact import Artifact
+from exitkit.artifacts.artifact import Artifact
+from exitkit.artifacts.cascade import open_artifact
 from exitkit.calibration.calibrate import held_settings
 from exitkit.calibration.search import Candidate, pick
-from exitkit.cascades.folder import open_artifact
-from exitkit.config import Choice, PredictConfig
+from exitkit.configuration import config, parsing, runtime
+from exitkit.configuration.config import Choice, PredictConfig
 from exitkit.data.batches import Reader, padded, with_tokens
 from exitkit.data.flaws import Flaw
+from exitkit.engine.limits import NONE, Limits
+from exitkit.engine.schedule import Schedule, schedule
+from exitkit.engine.stream import Batch
+from exitkit.engine.trace import Trace
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.limits import NONE, Limits
-from exitkit.measure import full_model, policys_fault
+from exitkit.measuring.runs import full_model, policys_fault
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
 from exitkit.prediction.lines import BadLine, Line, text_of
 from exitkit.prediction.reading import read
 from exitkit.prediction.writing import open_writer
-from exitkit.settings import Schedule, schedule
-from exitkit.stream import Batch
 from exitkit.tasks import Tagging
-from exitkit.trace import Trace
 
 log = logging.getLogger("exitkit")
 

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from exitkit.configuration.notation import InputFormat
 from exitkit.data import json_rows
 from exitkit.data.conll import WORD, NotAWord, conll
 from exitkit.data.delimited import has_stray_quotes, long_fields
@@ -21,7 +22,6 @@ from exitkit.data.flaws import decode
 from exitkit.data.formats import Kind, check_readable, kind_of
 from exitkit.data.opening import check_text, checked, naming, opened
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.notation import InputFormat
 from exitkit.prediction.lines import BadLine, Line, Texts, outcome
 from exitkit.prediction.objects import Objects
 from exitkit.prediction.stdin import format_of

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from exitkit.data.batches import padded, present, with_tokens
-from exitkit.stream import Batch
-from exitkit.tagging import spans, words_in
+from exitkit.engine.stream import Batch
+from exitkit.engine.trace import Trace
 from exitkit.tasks import Tagging
-from exitkit.trace import Trace
+from exitkit.tasks.tags import spans, words_in
 
 Sentence = str | list[str]
 """A text, or its words."""

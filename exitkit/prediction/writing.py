@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
-from exitkit import stdout
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.outputs import Lock, lock, target, why
+from exitkit.process import stdout
+from exitkit.process.outputs import Lock, lock, target, why
 
 ROWS_PER_GROUP = 10_000  # of a parquet file; also how many rows are held in memory for it
 

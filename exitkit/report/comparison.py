@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from exitkit.outputs import write_text
+from exitkit.process.outputs import write_text
 
 
 def table(result: Mapping[str, Any]) -> Table:

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exitkit import outputs
 from exitkit.errors import ExitkitError, UsageError
+from exitkit.process import outputs
 from exitkit.report.tables import markdown
 
 PICTURES = "pictures"

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from exitkit.outputs import write_bytes
+from exitkit.process.outputs import write_bytes
 
 INK = "#123456"  # stands for the page's own text colour until the SVG is in it
 MUTED = "#8a8f98"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exitkit.stream import Stream
+from exitkit.engine.stream import Stream
 
 
 class FastGradient:

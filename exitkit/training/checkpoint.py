@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from exitkit.encoders.base import Encoder
+from exitkit.data.lfs import WAY_OUT, is_pointer
+from exitkit.engine.encoders.base import Encoder
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.lfs import WAY_OUT, is_pointer
 
 log = logging.getLogger("exitkit")
 

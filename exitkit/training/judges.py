@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold
 
 from exitkit.data.splits import label_array, texts
 from exitkit.errors import UsageError
-from exitkit.measure import Sample
+from exitkit.measuring.runs import Sample
 from exitkit.recipe import Judges
 from exitkit.training.outcome import exit_logits
 from exitkit.training.phases import Job, Spent, run_phases

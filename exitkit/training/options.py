@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from exitkit.config import Choice
+from exitkit.configuration.config import Choice
+from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError, one_of
-from exitkit.model import ExitModel
 from exitkit.recipe import Phase, Recipe
 
 log = logging.getLogger("exitkit")

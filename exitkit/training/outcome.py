@@ -13,20 +13,21 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 import exitkit
-from exitkit import artifact, measure, model_card
-from exitkit.artifact import Artifact, Card, is_artifact
-from exitkit.config import Training
+from exitkit.artifacts import artifact, model_card
+from exitkit.artifacts.artifact import Artifact, Card, is_artifact
+from exitkit.configuration.config import Training
 from exitkit.data import fingerprints
 from exitkit.data.fingerprints import Fingerprints
 from exitkit.data.sources import Rows
 from exitkit.data.splits import TrainingData, texts
-from exitkit.measure import Sample, full_model, gates_only, run_all
-from exitkit.model import ExitModel
+from exitkit.engine.model import ExitModel
+from exitkit.engine.replay import record
+from exitkit.engine.stream import Batch
+from exitkit.measuring import runs as measure
+from exitkit.measuring.runs import Sample, full_model, gates_only, run_all
 from exitkit.plugins import Registry
 from exitkit.policy import has_gates
 from exitkit.progress import bar
-from exitkit.replay import record
-from exitkit.stream import Batch
 from exitkit.tasks import Answers, needs_labels
 from exitkit.training.phases import Spent
 

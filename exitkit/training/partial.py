@@ -12,11 +12,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from exitkit import artifact, outputs
-from exitkit.config import Training
+from exitkit.artifacts import artifact
+from exitkit.configuration.config import Training
+from exitkit.configuration.parsing import option
+from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError
-from exitkit.model import ExitModel
-from exitkit.parsing import option
+from exitkit.process import outputs
 
 TRAINING = "training"  # the trainer's own state; removed when the model is complete
 RUN = "run.json"

@@ -17,19 +17,19 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from exitkit import runtime
-from exitkit.config import Training
+from exitkit.configuration import runtime
+from exitkit.configuration.config import Training
 from exitkit.data.batches import encode, present
 from exitkit.data.sources import Rows
-from exitkit.distiller import Tutor
+from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError
-from exitkit.model import ExitModel
 from exitkit.progress import bar
 from exitkit.recipe import Phase, Recipe
 from exitkit.tasks import MultiLabel, Tagging, Task
 from exitkit.training.adversarial import FastGradient
 from exitkit.training.partial import finish_phase, finished_phase, whole_checkpoint
 from exitkit.training.trainer import arguments, run_phase
+from exitkit.training.tutor import Tutor
 
 log = logging.getLogger("exitkit")
 

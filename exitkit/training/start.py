@@ -12,11 +12,11 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from exitkit import pretrained
-from exitkit.cascades.folder import is_cascade
+from exitkit.artifacts import pretrained
+from exitkit.artifacts.cascade import is_cascade
+from exitkit.engine.heads import Pooling
+from exitkit.engine.model import ExitModel, stock_class
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.heads import Pooling
-from exitkit.model import ExitModel, stock_class
 from exitkit.plugins import Registry, installed
 from exitkit.tasks import TASKS, Classification, Regression, Tagging, Task
 from exitkit.training.checkpoint import (

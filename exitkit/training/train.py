@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from exitkit import outputs, parity, parsing, runtime
-from exitkit.artifact import Artifact
-from exitkit.config import TrainConfig
+from exitkit.artifacts.artifact import Artifact
+from exitkit.configuration import parsing, runtime
+from exitkit.configuration.config import TrainConfig
 from exitkit.data.batches import limit
 from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows, only_split, read_from
 from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
 from exitkit.data.taken import taken
+from exitkit.engine import parity
+from exitkit.engine.heads import choose_pooling
+from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError, one_of
-from exitkit.heads import choose_pooling
-from exitkit.measure import Sample, told_of_words
-from exitkit.model import ExitModel
+from exitkit.measuring.runs import Sample, told_of_words
 from exitkit.plugins import Registry, installed
+from exitkit.process import outputs
 from exitkit.progress import quiet
 from exitkit.recipe import Phase
 from exitkit.tasks import Regression, Tagging, Task, balanced

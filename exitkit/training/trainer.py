@@ -23,17 +23,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from exitkit import artifact
+from exitkit.artifacts import artifact
 from exitkit.data.batches import NO_LABEL, collator
-from exitkit.distiller import Tutor
+from exitkit.engine.internals import Internals
+from exitkit.engine.model import ExitModel
+from exitkit.engine.stream import Stream, units_of
 from exitkit.errors import ExitkitError, UsageError, one_of
-from exitkit.inside import Inside
-from exitkit.model import ExitModel
 from exitkit.progress import Advance
 from exitkit.recipe import EveryExit, Over, Passed, Phase, Recipe
-from exitkit.stream import Stream, units_of
 from exitkit.tasks import Task
 from exitkit.training.adversarial import FastGradient
+from exitkit.training.tutor import Tutor
 
 log = logging.getLogger("exitkit")
 
@@ -277,7 +277,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def _also(
-    embedded: Callable[[Stream], Stream] | None, between: Callable[..., Any] | None, notes: Inside
+    embedded: Callable[[Stream], Stream] | None, between: Callable[..., Any] | None, notes: Internals
 ) -> tuple[Callable[[Stream], Stream], Callable[..., Stream | Passed]]:
     """Hooks that do what they did and then take notes."""
 

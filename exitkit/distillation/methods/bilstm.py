@@ -12,14 +12,14 @@ from transformers import PreTrainedConfig
 from exitkit.distillation.losses import units_loss
 from exitkit.distillation.then_answers import ThenAnswers
 from exitkit.distiller import Distiller, Reads, Students
-from exitkit.encoders.modeling_bilstm import BiLSTMConfig
+from exitkit.engine.encoders.modeling_bilstm import BiLSTMConfig
+from exitkit.engine.heads import Pooling
 from exitkit.errors import UsageError, one_of
-from exitkit.heads import Pooling
 from exitkit.hookspecs import Register, hookimpl
 from exitkit.recipe import EveryExit
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
     from exitkit.policy import Shape
 
 PROJECTION = "projection"

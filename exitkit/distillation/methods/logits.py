@@ -14,7 +14,7 @@ from exitkit.hookspecs import Register, hookimpl
 from exitkit.recipe import EveryExit, Group, Phase
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
     from exitkit.policy import Shape
 
 

@@ -16,7 +16,7 @@ from exitkit.tasks import Classification
 from exitkit.training.recipes.two_stage import FINE_TUNE, TwoStage
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
 
 
 @dataclass(frozen=True)

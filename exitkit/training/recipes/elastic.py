@@ -14,8 +14,8 @@ from exitkit.recipe import EveryExit, Recipe
 from exitkit.training.recipes.joint import Joint
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
-    from exitkit.stream import Stream
+    from exitkit.engine.model import ExitModel
+    from exitkit.engine.stream import Stream
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from exitkit.training.losses import distillation
 from exitkit.training.recipes.two_stage import EXITS, TwoStage
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from exitkit.recipe import Recipe
 from exitkit.training.recipes.joint import Joint
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from exitkit.recipe import Conflict, EveryExit, Group, Phase, Recipe
 from exitkit.training.losses import distillation
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
 
 LAST = "last"
 ANCHORS = ("last", "exits", "none")

@@ -16,8 +16,8 @@ from exitkit.hookspecs import Register, hookimpl
 from exitkit.recipe import EveryExit, Group, Over, Passed, Phase, Recipe
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
-    from exitkit.stream import Stream
+    from exitkit.engine.model import ExitModel
+    from exitkit.engine.stream import Stream
 
 POLICY = "skip-gate"
 GATES, EXITS = "gates", "exits"  # the phases

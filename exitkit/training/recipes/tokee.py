@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from exitkit.engine.stream import Stream, resting
 from exitkit.errors import UsageError, one_of
 from exitkit.hookspecs import Register, hookimpl
 from exitkit.policy import normalised_entropy, window_max
 from exitkit.recipe import EveryExit, Phase, Recipe
-from exitkit.stream import Stream, resting
 from exitkit.training.recipes.joint import Joint
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
 
 SAMPLING = "self-sampling"
 WINDOWS = (1, 3, 5, 9, 15)

@@ -12,7 +12,7 @@ from exitkit.hookspecs import Register, hookimpl
 from exitkit.recipe import EveryExit, Group, Phase, Recipe
 
 if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+    from exitkit.engine.model import ExitModel
 
 FINE_TUNE = "fine-tune"
 EXITS = "exits"

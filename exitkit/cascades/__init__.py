@@ -1,1 +1,0 @@
-"""Cascades: complete models in rising size, the larger ones only for rows that the smaller ones do not answer."""

@@ -1,0 +1,1 @@
+"""Encoder families: one file per block shape. `exitkit.families` registers them."""

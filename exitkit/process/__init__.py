@@ -1,0 +1,1 @@
+"""What belongs to the whole process: standard output, Control-C, files that are written, switches of libraries."""
