@@ -15,7 +15,7 @@ from helpers import cli
 import exitkit
 from exitkit.benchmarking.benchmark import scored_rows
 from exitkit.benchmarking.breakdown import Judged, changed
-from exitkit.calibration.calibrate import calibration_rows
+from exitkit.calibration.rows import calibration_rows
 from exitkit.configuration.config import BenchmarkConfig
 from exitkit.configuration.parsing import parse
 from exitkit.data.columns import Columns

@@ -15,10 +15,11 @@ import torch
 
 import exitkit
 from exitkit.artifacts import artifact
+from exitkit.artifacts.plans import pick
 from exitkit.calibration import calibrate as calibrating
 from exitkit.calibration import pareto, study
 from exitkit.calibration.runs import Runs
-from exitkit.calibration.search import Candidate, Evaluate, pick
+from exitkit.calibration.search import Candidate, Evaluate
 from exitkit.calibration.study import Study
 from exitkit.data.sources import read
 from exitkit.engine.schedule import Schedule, schedule

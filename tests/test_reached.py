@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from exitkit.calibration.calibrate import _warn_of_fixed_depth, confirm
+from exitkit.calibration.calibrate import _warn_of_fixed_depth
+from exitkit.calibration.confirming import confirm
 from exitkit.calibration.reached import MOST_MORE, REACHED, reaches, timed_anew
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import ROUNDS, Live

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import exitkit
+from exitkit.artifacts.plans import full_model
 from exitkit.data.sources import read
 from exitkit.engine.loop import run
 from exitkit.engine.schedule import schedule
 from exitkit.engine.trace import Trace
-from exitkit.measuring.runs import Sample, full_model
+from exitkit.measuring.runs import Sample
 
 FOLDER = Path(os.environ.get("EXITKIT_REAL_DATA", ""))
 pytestmark = [

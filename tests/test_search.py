@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from exitkit.artifacts import artifact
-from exitkit.calibration.calibrate import confirm
+from exitkit.artifacts.plans import pick
+from exitkit.calibration.confirming import confirm
 from exitkit.calibration.layer_time import LayerTimes, Line, PredictedTime, embedded
-from exitkit.calibration.search import Candidate, better, candidates, fastest_within, frontier, pick, settle
+from exitkit.calibration.search import Candidate, better, candidates, fastest_within, frontier, settle
 from exitkit.calibration.study import Study
 from exitkit.data.sources import read
 from exitkit.engine.cost import ReplayCost, prices, speedups

@@ -24,8 +24,8 @@ from unused_rows import unused
 
 from exitkit.artifacts import artifact
 from exitkit.artifacts.artifact import Artifact
-from exitkit.calibration.calibrate import calibration_rows
-from exitkit.calibration.search import pick
+from exitkit.artifacts.plans import pick
+from exitkit.calibration.rows import calibration_rows
 from exitkit.calibration.study import Study
 from exitkit.data.columns import USUAL
 from exitkit.data.sources import Rows, read

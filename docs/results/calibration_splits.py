@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from exitkit.artifacts import artifact
-from exitkit.calibration.calibrate import calibration_rows
-from exitkit.calibration.search import pick, settle
+from exitkit.artifacts.plans import pick
+from exitkit.calibration.rows import calibration_rows
+from exitkit.calibration.search import settle
 from exitkit.calibration.study import Study
 from exitkit.data.columns import USUAL
 from exitkit.data.sources import Rows, read

@@ -16,12 +16,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from exitkit.artifacts import artifact
+from exitkit.artifacts.plans import full_model
 from exitkit.configuration import runtime
 from exitkit.configuration.config import Common
 from exitkit.engine import loop
 from exitkit.engine.stream import Batch
 from exitkit.measuring import clock
-from exitkit.measuring.runs import full_model
 from exitkit.plugins import installed
 
 SHAPES = ((32, 32), (32, 128), (1, 32))

@@ -15,13 +15,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from exitkit.artifacts import artifact
+from exitkit.artifacts.plans import full_model
 from exitkit.configuration import runtime
 from exitkit.configuration.config import Common
 from exitkit.data.sources import read
 from exitkit.engine import contract, loop
 from exitkit.engine.schedule import schedule
 from exitkit.engine.trace import Trace
-from exitkit.measuring.runs import Sample, full_model
+from exitkit.measuring.runs import Sample
 from exitkit.plugins import installed
 
 ROUNDS = 5

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from exitkit.artifacts import artifact
+from exitkit.artifacts.plans import full_model
 from exitkit.data.sources import read
 from exitkit.engine.cost import prices, speedups
 from exitkit.engine.schedule import schedule
-from exitkit.measuring.runs import Sample, full_model, run_all
+from exitkit.measuring.runs import Sample, run_all
 from exitkit.plugins import installed
 
 registry = installed()

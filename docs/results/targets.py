@@ -25,13 +25,13 @@ import torch
 
 from exitkit.artifacts import artifact
 from exitkit.artifacts.artifact import Artifact
-from exitkit.calibration.search import pick
+from exitkit.artifacts.plans import full_model, pick
 from exitkit.calibration.study import Study
 from exitkit.data.sources import read
 from exitkit.engine.cost import prices, speedups
 from exitkit.engine.limits import Limits
 from exitkit.engine.schedule import Schedule, schedule
-from exitkit.measuring.runs import Sample, full_model, gated_answers, run_all
+from exitkit.measuring.runs import Sample, gated_answers, run_all
 from exitkit.plugins import installed
 from exitkit.process import outputs
 from exitkit.tasks import Answers

@@ -14,6 +14,7 @@ import torch
 
 from exitkit.artifacts.artifact import Artifact
 from exitkit.artifacts.cascade import learned_texts, open_artifact
+from exitkit.artifacts.plans import full_model
 from exitkit.benchmarking.breakdown import Judged, breakdown
 from exitkit.benchmarking.contenders import (
     PACKED,
@@ -26,11 +27,11 @@ from exitkit.benchmarking.contenders import (
     warn_of_drift,
     wished,
 )
-from exitkit.calibration.calibrate import chosen_metric, columns_of
+from exitkit.calibration.rows import chosen_metric
 from exitkit.configuration import parsing, runtime
 from exitkit.configuration.config import BenchmarkConfig
 from exitkit.data.catalogue import catalogue
-from exitkit.data.columns import Columns
+from exitkit.data.columns import Columns, columns_of
 from exitkit.data.fingerprints import joined
 from exitkit.data.remembered import remembered
 from exitkit.data.sources import Origin, Rows, read, splits
@@ -42,7 +43,7 @@ from exitkit.engine.stream import Batch, own
 from exitkit.errors import UsageError
 from exitkit.measuring import clock
 from exitkit.measuring.clock import Times
-from exitkit.measuring.runs import Sample, full_model, gated_answers, run_all, score, told_of_words
+from exitkit.measuring.runs import Sample, gated_answers, run_all, score, told_of_words
 from exitkit.plugins import Registry, installed
 from exitkit.progress import bar
 

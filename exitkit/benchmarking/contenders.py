@@ -9,25 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from exitkit.artifacts import plans
 from exitkit.artifacts.artifact import Artifact
-from exitkit.calibration.calibrate import (
-    calibration_rows,
-    columns_of,
-    confirm,
-    held_settings,
-)
+from exitkit.artifacts.plans import Stored, full_model, held_settings
+from exitkit.calibration.confirming import confirm
 from exitkit.calibration.reached import reaches, told
+from exitkit.calibration.rows import calibration_rows
 from exitkit.calibration.study import Study
 from exitkit.configuration.config import BenchmarkConfig, Choice
+from exitkit.data.columns import columns_of
 from exitkit.data.fingerprints import NOTHING, Hashes, hashed
 from exitkit.data.sources import Origin, Rows, reread
 from exitkit.data.splits import texts
+from exitkit.engine.limits import NONE, Limits
 from exitkit.engine.schedule import Schedule, check, off, schedule
 from exitkit.engine.trace import Trace
 from exitkit.errors import ExitkitError
-from exitkit.measuring.runs import full_model
 from exitkit.plugins import Registry
-from exitkit.prediction.predictor import limits_of, point_for
 
 log = logging.getLogger("exitkit")
 
@@ -55,14 +53,14 @@ class Wish:
     name: str  # of the policy
     target: float
     currency: str
-    entry: Mapping[str, Any]  # of policy.yaml, or empty
+    limits: Limits
 
 
 def wished(model: Artifact, registry: Registry, settings: BenchmarkConfig) -> list[Contender | Wish]:
     """Every policy at every target: as given, as stored, or to be calibrated yet."""
     choice = settings.policy or Choice()
-    stored = model.policies.get("policies", {})
-    names = choice.name or [model.policies.get("default", model.default_policy)]
+    stored = plans.stored(model)
+    names = choice.name or [plans.default_policy(model)]
     given = held_settings(choice, names, registry)
     shape = model.model.shape
     found: list[Contender | Wish] = []
@@ -82,11 +80,9 @@ def wished(model: Artifact, registry: Registry, settings: BenchmarkConfig) -> li
     return found
 
 
-def _as_stored(model: Artifact, registry: Registry, name: str, entry: Mapping[str, Any], key: str) -> Contender:
-    chosen = entry["chosen"]
-    plan = schedule(name, registry.policy(name), chosen["settings"], model.model.shape, limits_of(entry, model))
-    target, histogram = chosen["target_speedup"], chosen["exit_histogram"]
-    return Contender(key, plan, target, entry["currency"], histogram, entry["calibration"])
+def _as_stored(model: Artifact, registry: Registry, name: str, entry: Stored, key: str) -> Contender:
+    plan = schedule(name, registry.policy(name), entry.chosen.settings, model.model.shape, entry.limits)
+    return Contender(key, plan, entry.target, entry.currency, entry.histogram, entry.calibration)
 
 
 def _at_target(
@@ -94,28 +90,25 @@ def _at_target(
     registry: Registry,
     settings: BenchmarkConfig,
     name: str,
-    entry: Mapping[str, Any] | None,
+    entry: Stored | None,
     target: float,
 ) -> Contender | Wish:
     """A policy at a target: off for 1x, from policy.yaml where that fits, else to be calibrated."""
     shape, policy = model.model.shape, registry.policy(name)
-    currency = settings.currency or (entry["currency"] if entry else "time")
+    currency = settings.currency or (entry.currency if entry else "time")
     key = f"{name} {target:g}x"
     if target == 1:
         return Contender(key, off(name, policy, shape), target, currency)
     elsewhere = settings.calibration_data is not None or settings.calibration_split is not None
-    fits = entry is not None and entry["currency"] == currency and not elsewhere
-    if fits and currency == "time":
-        assert entry is not None
-        fits = entry["batch_size"] == settings.batch_size[0]
-    if entry is not None and fits:
-        if entry["chosen"]["target_speedup"] == target:
+    fits = entry is not None and entry.currency == currency and not elsewhere
+    if entry is not None and fits and (currency != "time" or entry.batch_size == settings.batch_size[0]):
+        if entry.target == target:
             return _as_stored(model, registry, name, entry, key)
-        point = point_for(entry, target)
+        point = entry.point(target)
         if point is not None:
-            plan = schedule(name, policy, point.settings, shape, limits_of(entry, model))
-            return Contender(key, plan, target, currency, chosen_on=entry["calibration"])
-    return Wish(key, name, target, currency, entry or {})
+            plan = schedule(name, policy, point.settings, shape, entry.limits)
+            return Contender(key, plan, target, currency, chosen_on=entry.calibration)
+    return Wish(key, name, target, currency, entry.limits if entry else NONE)
 
 
 def rows_to_choose(model: Artifact, settings: BenchmarkConfig, wanted: Sequence[Contender | Wish]) -> Rows | None:
@@ -158,7 +151,7 @@ def contenders(
 
 
 def _calibrated(study: Study, wish: Wish) -> Contender:
-    study.limits = limits_of(wish.entry, study.model)
+    study.limits = wish.limits
     candidates = study.candidates(wish.name, {}, wish.currency)
     live, _ = confirm(study, wish.name, {}, candidates, wish.currency, wish.target)
     if not reaches(live, wish.currency, wish.target):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -16,30 +15,27 @@ import torch
 from exitkit.artifacts import artifact, model_card
 from exitkit.artifacts.artifact import Artifact
 from exitkit.artifacts.cascade import learned_texts, open_artifact
+from exitkit.artifacts.plans import REACHED, held_settings
 from exitkit.calibration import per_exit, search, temperature
-from exitkit.calibration.reached import REACHED, reaches, timed_anew, told
+from exitkit.calibration.confirming import confirm, paced
+from exitkit.calibration.reached import reaches, told
+from exitkit.calibration.rows import calibration_rows, chosen_metric
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Live, Study, runs_file
-from exitkit.configuration import config, parsing, runtime
+from exitkit.configuration import parsing, runtime
 from exitkit.configuration.config import CalibrateConfig, Choice
-from exitkit.data.columns import Columns
-from exitkit.data.remembered import remembered
-from exitkit.data.sources import Origin, Rows, read, reread
-from exitkit.data.splits import Taken, without
+from exitkit.data.columns import columns_of
+from exitkit.data.sources import Rows
 from exitkit.engine.limits import Limits
 from exitkit.engine.schedule import check, rewrites
-from exitkit.errors import UsageError, one_of
+from exitkit.errors import UsageError
 from exitkit.measuring.runs import told_of_words
-from exitkit.plugins import Registry, installed
+from exitkit.plugins import installed
 from exitkit.policy import ExitPolicy, Shape, knobs
 from exitkit.process import outputs
-from exitkit.tasks import needs_labels
 
 log = logging.getLogger("exitkit")
 
-MOST_LIVE_RUNS = 3
-GLANCE = 2
-"""Rounds that a setting is timed in while one is looked for; the one chosen is timed anew."""
 FIXED_DEPTH = 0.99
 """From this share of the units on, leaving at one exit, a setting is a fixed depth."""
 FEW_ROWS = 200
@@ -110,112 +106,6 @@ def _calibrate(settings: CalibrateConfig, folder: Path) -> dict[str, Any]:
         return result
 
 
-def calibration_rows(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
-    """The rows to choose settings on: those given, else those that `train` set aside for it.
-
-    Rows that the model was trained on are left out: on them it is surer, and more often right, than on others.
-
-    Raises UsageError: these are most of them.
-    """
-    rows = _rows_to_choose(model, data, split, columns)
-    taken = Taken(learned_texts(model.folder).hashes, "are among the training rows")
-    return without(rows, [taken], "to calibrate on", "Give other rows with --data and --split.")
-
-
-def _rows_to_choose(model: Artifact, data: Any, split: str | None, columns: Columns) -> Rows:
-    if data is None and split is None:
-        if not model.card.calibration:
-            raise UsageError(
-                f"the models of {model.folder} set aside different rows for calibration, so that some may have been "
-                "trained on what others set aside. Give rows that none has seen with --data and --split, or train all "
-                "of them on the same data with the same --seed."
-            )
-        return reread(Origin.from_dict(model.card.calibration), model.task, model.card.calibration["hash"])
-    trained = Origin.from_dict(model.card.data)
-    if data is None:
-        return read(trained.source, split, trained.columns, model.task, use_labels="optional")
-    return read(data, split, remembered(data, columns, trained.columns), model.task, use_labels="optional")
-
-
-def chosen_metric(asked: str | None, model: Artifact, rows: Rows) -> str:
-    """The metric asked for, else the one of training, else agreement where there are no labels."""
-    name = asked or model.card.metric
-    model.task.metric(name)  # refuses what this task does not know
-    if rows.task is None and needs_labels(name):
-        if asked is not None:
-            raise UsageError(f"--metric {asked} needs labels, and these rows have none. Use --metric agreement.")
-        log.warning("the rows have no labels: the score is agreement with the full model")
-        return "agreement"
-    return name
-
-
-def held_settings(choice: Choice, names: Sequence[str], registry: Registry) -> dict[str, dict[str, Any]]:
-    """Settings given beside the names of policies, sorted to the policies that have them.
-
-    `policy.KNOB` belongs to every policy of the run that has such a setting, `policy.NAME.KNOB` to one.
-
-    Raises:
-        UsageError: no policy of the run has such a setting.
-    """
-    fields = {name: {field.name for field in dataclasses.fields(registry.policy(name))} for name in names}  # type: ignore[arg-type]
-    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in choice.options.items():
-        if isinstance(value, Mapping):
-            if key not in settings:
-                raise UsageError(one_of("policy in this run", key, names))
-            settings[key].update(value)
-            continue
-        having = [name for name in names if key in fields[name]]
-        if not having:
-            known = sorted(set().union(*fields.values()))
-            raise UsageError(one_of("setting of the policies of this run", key, known))
-        for name in having:
-            settings[name].setdefault(key, value)
-    return settings
-
-
-def columns_of(settings: config.DataColumns) -> Columns:
-    """The column names of a configuration."""
-    return Columns(settings.text_column, settings.pair_column, settings.label_column)
-
-
-def confirm(
-    study: Study, name: str, held: Mapping[str, Any], found: Sequence[Candidate], currency: str, target: float
-) -> tuple[Live, list[Candidate]]:
-    """Pick a setting for a target and run it; in time, correct the prediction by what the clock said and pick again.
-
-    Returns:
-        The best setting, which in time is timed anew once it is chosen, and the candidates with corrected times.
-    """
-    tried: list[Live] = []
-    pace = 1.0  # what the clock says ÷ what was predicted
-    for _ in range(MOST_LIVE_RUNS if currency == "time" else 1):
-        found = study.nearer(name, held, found, currency, target / pace)
-        again = search.pick(_paced(found, pace), currency, target)
-        if tried and torch.equal(again.taken, tried[-1].candidate.taken):
-            break
-        chosen = study.settled(again, name)
-        live = study.live(name, chosen, GLANCE) if currency == "time" else study.live(name, chosen)
-        tried.append(live)
-        reached = live.speedup[currency] / target
-        if REACHED <= reached <= 2 - REACHED or currency != "time":
-            break
-        pace *= live.speedup["time"] / chosen.speedup["time"]
-    reaching = [live for live in tried if live.speedup[currency] >= REACHED * target]
-    if reaching:
-        best = min(reaching, key=lambda live: live.speedup[currency])
-    else:
-        best = max(tried, key=lambda live: live.speedup[currency])
-    if currency == "time":
-        best = timed_anew(study, name, best, target)
-    return best, _paced(found, pace)
-
-
-def _paced(found: Sequence[Candidate], pace: float) -> list[Candidate]:
-    """Candidates whose predicted speed-ups in time are multiplied by `pace`."""
-    return [replace(c, speedup={**c.speedup, "time": c.speedup["time"] * pace}) for c in found]
-
-
 def _confirm(
     study: Study, name: str, held: Mapping[str, Any], found: list[Candidate], settings: CalibrateConfig
 ) -> tuple[dict[str, Any], Live, list[Candidate]]:
@@ -226,7 +116,7 @@ def _confirm(
         chosen = study.settled(within or found[0], name)
         live = study.live(name, chosen)
         feasible = within is not None and live.scored.drop <= settings.max_drop + 1e-9
-        found = _paced(found, live.speedup["time"] / chosen.speedup["time"])
+        found = paced(found, live.speedup["time"] / chosen.speedup["time"])
     else:
         live, found = confirm(study, name, held, found, currency, target)
         verdict = reaches(live, currency, target)

@@ -24,7 +24,8 @@ from optuna.samplers import TPESampler
 from optuna.trial import create_trial
 from scipy.stats import qmc
 
-from exitkit.calibration.search import WINDOW, Candidate, Evaluate
+from exitkit.artifacts.plans import WINDOW
+from exitkit.calibration.search import Candidate, Evaluate
 from exitkit.engine.schedule import Settings, knob_range, off, schedule
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
 

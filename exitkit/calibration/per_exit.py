@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from exitkit.calibration.search import Candidate, Evaluate, pick, refined
+from exitkit.artifacts.plans import pick
+from exitkit.calibration.search import Candidate, Evaluate, refined
 from exitkit.engine.schedule import Settings, knob_range, off_value, schedule
 from exitkit.errors import UsageError
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from exitkit.artifacts.plans import REACHED
 from exitkit.calibration.study import ROUNDS, Live, Study
 
-REACHED = 0.97
-"""The share of a target that counts as reached."""
 MOST_MORE = 8
 """Rounds that are timed on top while the interval leaves open whether the target is reached."""
 STEP = 2

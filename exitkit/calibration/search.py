@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from exitkit.artifacts.plans import WINDOW, pick
 from exitkit.engine.schedule import Schedule, Settings, checked, knob_range, off, schedule
 from exitkit.errors import UsageError
 from exitkit.policy import ExitPolicy, Knob, Shape, knobs
@@ -22,7 +23,6 @@ log = logging.getLogger("exitkit")
 
 MOST_POINTS = 240  # values of a knob that are replayed
 FINE = 0.004  # neighbouring points differ by less than this share of their speed-up, where the data allow
-WINDOW = (0.98, 1.05)
 MOST_DISCRETE = 256
 
 
@@ -82,22 +82,6 @@ def candidates(
         else:
             found.append(evaluate(schedule(name, policy, base, shape)))
     return sorted(found, key=lambda candidate: candidate.speedup[currency])
-
-
-def pick(found: Sequence[Candidate], currency: str, target: float) -> Candidate:
-    """The best score within the window around the target (ties: the slower), else the slowest setting above it.
-
-    When nothing is that fast, the fastest.
-    """
-    low, high = (edge * target for edge in WINDOW)
-    near = [c for c in found if low <= c.speedup[currency] <= high]
-    if near:
-        best = max(c.score for c in near)
-        return min((c for c in near if c.score == best), key=lambda c: c.speedup[currency])
-    above = [c for c in found if c.speedup[currency] > high]
-    if above:
-        return min(above, key=lambda c: c.speedup[currency])
-    return max(found, key=lambda c: c.speedup[currency])
 
 
 def fastest_within(found: Sequence[Candidate], currency: str, full_score: float, max_drop: float) -> Candidate | None:

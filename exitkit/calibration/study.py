@@ -17,6 +17,7 @@ from torch import Tensor
 
 import exitkit
 from exitkit.artifacts.artifact import EXITS, WEIGHTS, Artifact
+from exitkit.artifacts.plans import full_model
 from exitkit.calibration import layer_time, pareto, per_exit, search
 from exitkit.calibration.runs import Runs
 from exitkit.calibration.search import Candidate
@@ -29,7 +30,7 @@ from exitkit.engine.stream import own
 from exitkit.engine.trace import Trace
 from exitkit.measuring import clock
 from exitkit.measuring.clock import Times
-from exitkit.measuring.runs import Sample, Scored, full_model, gated_answers, reference_of, run_all, score
+from exitkit.measuring.runs import Sample, Scored, gated_answers, reference_of, run_all, score
 from exitkit.plugins import Registry
 from exitkit.policy import ExitPolicy
 from exitkit.progress import bar

@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 def run(settings: PredictConfig) -> dict[str, Any]:
     """Predict."""
-    from exitkit.prediction.predictor import predict
+    from exitkit.prediction.predict import predict
 
     return predict(settings)
 

@@ -14,13 +14,15 @@ import numpy as np
 
 from exitkit.artifacts import artifact
 from exitkit.artifacts.artifact import Artifact
+from exitkit.artifacts.plans import REACHED, pick
 from exitkit.calibration import search
-from exitkit.calibration.calibrate import calibration_rows, chosen_metric, columns_of
+from exitkit.calibration.rows import calibration_rows, chosen_metric
 from exitkit.calibration.search import Candidate
 from exitkit.calibration.study import Study
 from exitkit.configuration import config, parsing, runtime
 from exitkit.configuration.config import CompareConfig
 from exitkit.data import fingerprints
+from exitkit.data.columns import columns_of
 from exitkit.data.fingerprints import Fingerprints, hashed
 from exitkit.data.sources import Rows, read, splits
 from exitkit.data.splits import Taken, scoring_split, texts, training_and_calibration, without
@@ -280,9 +282,9 @@ def _at(
     scorer: Scorer, study: Study, name: str, candidates: Sequence[Candidate], target: float, settings: CompareConfig
 ) -> dict[str, Any]:
     """A policy at a target chosen on calibration rows, scored on others."""
-    picked = study.settled(search.pick(candidates, settings.currency, target), name)
+    picked = study.settled(pick(candidates, settings.currency, target), name)
     found = scorer.of(study.plan(name, picked.settings))
-    return {"target": target, "reached": picked.speedup[settings.currency] >= 0.97 * target, **found}
+    return {"target": target, "reached": picked.speedup[settings.currency] >= REACHED * target, **found}
 
 
 class Scorer:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeAlias
 
+from exitkit.configuration.config import DataColumns
 from exitkit.errors import UsageError, one_of
 
 PAIRS = (
@@ -137,3 +138,8 @@ def _called(usual: str, names: Iterable[str]) -> list[str]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def columns_of(settings: DataColumns) -> Columns:
+    """The column names of a configuration."""
+    return Columns(settings.text_column, settings.pair_column, settings.label_column)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from exitkit.artifacts.plans import REACHED
 from exitkit.calibration import layer_time
-from exitkit.calibration.reached import REACHED
 from exitkit.configuration.config import DistillConfig
 from exitkit.data.batches import batches, encode
 from exitkit.data.sources import Rows

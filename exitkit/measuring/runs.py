@@ -163,12 +163,6 @@ def words_of(rows: Rows, encoded: Dataset) -> Words:
     return Words(ends, np.concatenate([none, *seen]), row, np.concatenate([none, *own]))
 
 
-def full_model(model: Artifact, registry: Registry) -> Schedule:
-    """`fixed` with exit E: every layer, only the last head run."""
-    shape = model.model.shape
-    return schedule("fixed", registry.policy("fixed"), {"exit": shape.exits}, shape)
-
-
 def gates_only(name: str, model: Artifact, registry: Registry) -> Schedule:
     """A policy with gates at its defaults, and nobody leaving before the last exit."""
     shape = model.model.shape

@@ -1,13 +1,10 @@
-"""Answers for new texts: `exitkit.load(DIR).predict([...])`, and what `exitkit predict` runs."""
+"""Answers for new texts: `exitkit.load(DIR).predict([...])`."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,34 +13,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from exitkit.artifacts import plans
 from exitkit.artifacts.artifact import Artifact
 from exitkit.artifacts.cascade import open_artifact
-from exitkit.calibration.calibrate import held_settings
-from exitkit.calibration.search import Candidate, pick
 from exitkit.configuration import config, parsing, runtime
-from exitkit.configuration.config import Choice, PredictConfig
+from exitkit.configuration.config import PredictConfig
 from exitkit.data.batches import Reader, padded, with_tokens
-from exitkit.data.flaws import Flaw
-from exitkit.engine.limits import NONE, Limits
-from exitkit.engine.schedule import Schedule, schedule
+from exitkit.engine.schedule import Schedule
 from exitkit.engine.stream import Batch
 from exitkit.engine.trace import Trace
 from exitkit.errors import ExitkitError, UsageError
-from exitkit.measuring.runs import full_model, policys_fault
+from exitkit.measuring.runs import policys_fault
 from exitkit.plugins import Registry, installed
 from exitkit.policy import ExitPolicy
 from exitkit.prediction import words
-from exitkit.prediction.lines import BadLine, Line, text_of
-from exitkit.prediction.reading import read
-from exitkit.prediction.writing import open_writer
+from exitkit.prediction.texts import Text, checked, chunks, size_of
 from exitkit.tasks import Tagging
 
 log = logging.getLogger("exitkit")
 
-Text = str | tuple[str, str] | list[str]
-"""A text, a pair of texts (a tuple, or a list where the model takes pairs), or the words of one text (a list)."""
 Answer = dict[str, Any]
-MOST_NAMED = 100
 NOT_FINITE = "the model answers NaN or infinite values"
 
 
@@ -94,7 +83,7 @@ class Predictor:
         """
         plan = self.plan(policy, speedup, max_exit)
         answers: list[Answer] = []
-        for chunk in _chunks(iter(self._checked(texts)), _size(batch_size)):
+        for chunk in chunks(iter(self._checked(texts)), size_of(batch_size)):
             for answer in self.answered(chunk, plan, probabilities):
                 answers.append(self._there(len(answers), answer))
         return answers
@@ -112,10 +101,9 @@ class Predictor:
         if isinstance(self.artifact.task, Tagging):
             raise UsageError("a tagging model answers words; use predict(texts, probabilities=True).")
         plan = self.plan(policy, speedup, max_exit)
-        chunks = _chunks(iter(self._checked(texts)), _size(batch_size))
         task, rows = self.artifact.task, 0
         found = []
-        for chunk in chunks:
+        for chunk in chunks(iter(self._checked(texts)), size_of(batch_size)):
             batch = self._batch(chunk)
             logits = self._run(batch, plan).logits
             for row in sorted(self._damaged(logits, batch, plan)):
@@ -132,7 +120,7 @@ class Predictor:
     def _checked(self, texts: Sequence[Text]) -> Sequence[Text]:
         columns = self.artifact.card.data["columns"]
         tagging = isinstance(self.artifact.task, Tagging)
-        return _checked(texts, bool(columns.get("text_pair")), tagging, columns.get("text") or "text")
+        return checked(texts, bool(columns.get("text_pair")), tagging, columns.get("text") or "text")
 
     def plan(
         self,
@@ -147,7 +135,7 @@ class Predictor:
         if policy is not None:
             choice = parsing.parse(PredictConfig, {"policy": policy}).policy
         wanted = None if speedup is None else parsing.parse(PredictConfig, {"speedup": speedup}).speedup
-        return stored_plan(self.artifact, self.registry, choice, wanted, max_exit, self._warn)
+        return plans.plan(self.artifact, self.registry, choice, wanted, max_exit, self._warn)
 
     def _warn(self, warning: str) -> None:
         """Log a warning the first time: a service asks for thousands of plans."""
@@ -245,215 +233,6 @@ def load(
     return Predictor(model, registry)
 
 
-def stored_plan(
-    model: Artifact,
-    registry: Registry,
-    choice: Choice | None,
-    speedup: float | None = None,
-    max_exit: int | None = None,
-    warn: Callable[[str], None] = log.warning,
-) -> Schedule:
-    """`choose_plan` with a deadline: everybody is answered at exit `max_exit` at the latest."""
-    plan = choose_plan(model, registry, choice, speedup, warn)
-    if max_exit is None:
-        return plan
-    limits = replace(plan.limits, max_exit=max_exit)
-    limits.check(plan.name, registry.policy(plan.name), model.model.shape)
-    return replace(plan, limits=limits)
-
-
-def choose_plan(
-    model: Artifact,
-    registry: Registry,
-    choice: Choice | None,
-    speedup: float | None = None,
-    warn: Callable[[str], None] = log.warning,
-) -> Schedule:
-    """The policy to answer with: as asked, else as calibrated, else the full model (with a notice).
-
-    Raises:
-        UsageError: settings are missing because the policy was not calibrated, or the speed-up is out of reach.
-    """
-    stored = model.policies.get("policies", {})
-    if choice is None or not choice.name:
-        if choice is not None and choice.options:
-            choice = Choice(name=[model.policies.get("default", model.default_policy)], **choice.options)
-        elif not stored:
-            if speedup is not None:
-                raise UsageError(
-                    f"{model.folder} has not been calibrated, so there is no setting for {speedup:g}x. Run "
-                    f"'exitkit calibrate {model.folder} --target-speedup {speedup:g}x' first."
-                )
-            warn(f"{model.folder} has not been calibrated: the full model answers every row")
-            return full_model(model, registry)
-        else:
-            choice = Choice(name=[model.policies["default"]])
-    if len(choice.name) != 1:
-        raise UsageError(f"--policy: predict takes one policy, not {len(choice.name)}.")
-    name = choice.name[0]
-    policy = registry.policy(name)
-    given = held_settings(choice, [name], registry)[name]
-    limits = NONE
-    if name in stored:
-        limits = limits_of(stored[name], model)
-        if (told := _of_other_precision(model, name, stored[name])) is not None:
-            warn(told)
-        settings = {**_stored_settings(model, name, stored[name], speedup), **given}
-    elif given or speedup is None:
-        if not given and name != "fixed":  # which has nothing to calibrate
-            warn(f"policy '{name}' has not been calibrated: it runs with its default settings")
-        settings = given
-    else:
-        others = f" Calibrated: {', '.join(stored)}." if stored else ""
-        raise UsageError(
-            f"policy '{name}' has not been calibrated on {model.folder}, so there is no setting for {speedup:g}x."
-            f"{others} Run 'exitkit calibrate {model.folder} --policy {name} --target-speedup {speedup:g}x' first."
-        )
-    return schedule(name, policy, settings, model.model.shape, limits)
-
-
-def _of_other_precision(model: Artifact, name: str, entry: Mapping[str, Any]) -> str | None:
-    """What to say where a policy was calibrated in another precision than the model runs in; older files mean fp32."""
-    stored, now = entry.get("precision") or "fp32", runtime.precision_of(model.model.models[-1].stock.dtype)
-    if stored == now:
-        return None
-    return (
-        f"policy '{name}' was calibrated in {stored}, and {model.folder} runs in {now}: a few rows per thousand may "
-        f"leave at other exits, and speed-ups in time are those of {stored}. Calibrate with --precision {now} to know "
-        "them."
-    )
-
-
-def limits_of(entry: Mapping[str, Any], model: Artifact) -> Limits:
-    """The rules that a policy was calibrated with."""
-    return Limits.from_dict(entry.get("limits", {}), model.card.labels)
-
-
-def point_for(entry: Mapping[str, Any], speedup: float, currency: str | None = None) -> Candidate | None:
-    """The stored setting for a speed-up, by the rule that calibrate picks with; None when none is that fast."""
-    currency = currency or entry["currency"]
-    points = [
-        Candidate(point["settings"], point["speedup"], point["score"], torch.empty(0)) for point in entry["frontier"]
-    ]
-    chosen = pick(points, currency, speedup)
-    return chosen if chosen.speedup[currency] >= 0.97 * speedup else None
-
-
-def _columns(model: Artifact) -> tuple[str, str | None] | None:
-    """The columns of its training data; None where rows were given without names."""
-    columns = model.card.data["columns"]
-    return None if columns.get("text") is None else (columns["text"], columns.get("text_pair"))
-
-
-def predict(settings: PredictConfig) -> dict[str, Any]:
-    """Answer a file or stdin, as `exitkit predict` does. Memory does not grow with the number of rows.
-
-    Returns:
-        A summary: rows answered, lines skipped, exits taken.
-    """
-    parsing.require(settings, "artifact")
-    assert settings.artifact is not None
-    source = "-" if settings.input == "-" else Path(settings.input)
-    registry = installed()
-    model = open_artifact(settings.artifact, registry, runtime.device(settings), runtime.inference_dtype(settings))
-    predictor = Predictor(model, registry)
-    plan = stored_plan(model, registry, settings.policy, settings.speedup, settings.max_exit)
-    lines = read(
-        cast(Any, source),
-        text_column=settings.text_column,
-        pair_column=settings.pair_column,
-        expects_pair=bool(model.card.data["columns"].get("text_pair")),
-        keeps_words=isinstance(model.task, Tagging),
-        trained_on=_columns(model),
-        input_format=settings.input_format,
-    )
-    skipped = Skipped()
-    rows = 0
-    taken: Counter[int | None] = Counter()
-    good = _good_lines(lines, settings, skipped)
-    with open_writer(settings.output, source=None if source == "-" else cast(Path, source)) as writer:
-        for chunk in _chunks(good, settings.batch_size):
-            answered = predictor.answered([line.input for line in chunk], plan, settings.probabilities)
-            damaged = [line.number for line, answer in zip(chunk, answered, strict=True) if answer is None]
-            if damaged and settings.on_error != "skip":  # what was answered before the first of them stays
-                answered = answered[: answered.index(None)]
-            answers = [answer for answer in answered if answer is not None]
-            writer.write(answers)
-            rows += len(answers)
-            taken.update(exit for answer in answers for exit in _exits(answer))
-            for number in damaged:
-                _bad_line(BadLine(number, NOT_FINITE), settings, skipped)
-    lost = taken[None]
-    tagging = {"words_lost": lost} if isinstance(model.task, Tagging) else {}
-    if lost:
-        log.warning(
-            "%d words have no token (behind token %d of their row, or unknown to the tokenizer) and are answered '%s'",
-            lost,
-            model.card.max_length,
-            model.task.labels[cast(Tagging, model.task).fallback],
-        )
-    return {
-        "artifact": str(settings.artifact),
-        "policy": plan.name,
-        "settings": plan.settings,
-        "rows": rows,
-        "skipped": skipped.count,
-        "skipped_lines": skipped.named,
-        "exit_histogram": [taken[exit] for exit in range(1, model.model.shape.exits + 1)],
-        **tagging,
-        "output": None if settings.output is None else str(settings.output),
-    }
-
-
-class Skipped:
-    """Lines left out: all counted, the first named."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.named: list[dict[str, Any]] = []
-
-    def add(self, line: BadLine) -> None:
-        """One more."""
-        self.count += 1
-        if self.count <= MOST_NAMED:
-            self.named.append({"line": line.number, "reason": line.reason})
-
-
-def _good_lines(lines: Iterable[Line | BadLine], settings: PredictConfig, skipped: Skipped) -> Iterator[Line]:
-    """Lines that can be answered; the first bad one ends the run, or bad ones are left out and named."""
-    in_words: bool | None = None
-    for line in lines:
-        if isinstance(line, Line) and in_words is None:
-            in_words = isinstance(line.text, list)
-        if isinstance(line, Line) and isinstance(line.text, list) != in_words:
-            both = ("a list of words", "a text") if isinstance(line.text, list) else ("a text", "lists of words")
-            line = BadLine(line.number, f"{both[0]}, where the lines before are {both[1].replace('a text', 'texts')}")
-        if isinstance(line, Line):
-            yield line
-            continue
-        try:
-            _bad_line(line, settings, skipped)
-        except ExitkitError as error:
-            raise _AfterRest(error) from None
-
-
-def _bad_line(line: BadLine, settings: PredictConfig, skipped: Skipped) -> None:
-    """Leave a line out and name it. Raises ExitkitError: --on-error says to stop."""
-    where = "stdin" if settings.input == "-" else settings.input
-    if settings.on_error != "skip":
-        raise ExitkitError(
-            f"{where}, line {line.number}: {line.reason}. Mend the line, or leave such lines out with --on-error skip."
-        )
-    log.warning("%s, line %d: %s; skipped", where, line.number, line.reason)
-    skipped.add(line)
-
-
-def _exits(answer: Answer) -> list[int | None]:
-    """The exits of an answer's units; None for words without a token."""
-    exits = answer["exit"]
-    return exits if isinstance(exits, list) else [exits]
-
-
 def _tokens(first: list[str], second: list[str] | None, reader: Reader) -> Batch:
     """What a model reads of texts, or of pairs of them, as a padded batch; every row has a token."""
     how: dict[str, Any] = {"truncation": True, "max_length": reader.max_length, "verbose": False}
@@ -464,106 +243,3 @@ def _tokens(first: list[str], second: list[str] | None, reader: Reader) -> Batch
     plain = dict(reader.tokenizer(first, second, padding=False, **how))
     with_tokens(plain, reader.tokenizer)
     return padded(plain, reader.tokenizer)
-
-
-def _size(batch_size: object) -> int:
-    """A batch size, checked."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}; it must be a whole number, 1 or more.")
-    return int(batch_size)
-
-
-class _AfterRest(Exception):
-    """A bad line, raised once the good lines before it have been handed on."""
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size`. What came before an error is handed on before it is raised."""
-    while True:
-        chunk: list[Any] = []
-        failed: _AfterRest | None = None
-        try:
-            for item in islice(items, size):
-                chunk.append(item)
-        except _AfterRest as error:
-            failed = error
-        if chunk:
-            yield chunk
-        if failed is not None:
-            raise cast(ExitkitError, failed.args[0])
-        if len(chunk) < size:
-            return
-
-
-def _checked(texts: Sequence[Text], pairs: bool, in_words: bool, column: str) -> Sequence[Text]:
-    """Texts as the model takes them; words joined, unless they are to be answered. Raises UsageError for others.
-
-    `column` is what a table's texts are probably called.
-    """
-    if isinstance(texts, str):
-        raise UsageError("predict takes a list of texts; for a single one write predict([text]).")
-    named = list(texts) if isinstance(texts, Mapping) else _columns_of(texts)
-    if named is not None:
-        names = [str(name) for name in named]
-        name = column if column in names or not names else names[0]
-        pair = " For pairs, zip(table[A], table[B])." if pairs else ""
-        raise UsageError(
-            f"predict takes a list of texts, not a {type(texts).__name__}: iterating it gives its column names. Give a "
-            f'column of it, such as table["{name}"] (it has {", ".join(names) or "none"}).{pair}'
-        )
-    try:
-        given = iter(texts)
-    except TypeError:  # numbers, None, paths, arrays without a dimension
-        raise UsageError(f"predict takes a list of texts, not {_shown(texts)}.") from None
-    found: list[Text] = []
-    for number, text in enumerate(given):
-        strings = isinstance(text, tuple | list) and all(isinstance(part, str) for part in text)
-        for part in text if strings else [text] if isinstance(text, str) else ():
-            _must_be_unicode(part, number)
-        if isinstance(text, str) and not pairs:
-            found.append(text)
-        elif strings and pairs and len(text) == 2:
-            found.append((text[0], text[1]))
-        elif strings and isinstance(text, list) and not pairs:
-            found.append(list(text) if in_words else " ".join(text))
-        else:
-            wanted = "a pair of strings, as this model takes" if pairs else "a string or a list of words"
-            raise UsageError(f"text {number} is {_shown(text)}, not {wanted}.")
-    return found
-
-
-def _columns_of(table: object) -> list[object] | None:
-    """The columns of a DataFrame or a Dataset; None for anything else."""
-    for known in ("column_names", "columns"):
-        names = getattr(table, known, None)
-        if names is not None:
-            return list(names)
-    return None
-
-
-def _must_be_unicode(text: str, number: int) -> None:
-    """Raise UsageError for half a surrogate pair, which no tokenizer takes."""
-    try:
-        text_of(text, f"text {number}")
-    except Flaw as flaw:
-        raise UsageError(f"{flaw}; leave it out or put U+FFFD in its place.") from None
-
-
-def _shown(text: object) -> str:
-    if isinstance(text, str):
-        return "a single text"
-    if isinstance(text, tuple | list):
-        return f"a {type(text).__name__} of {len(text)}"
-    return type(text).__name__
-
-
-def _stored_settings(model: Artifact, name: str, entry: Mapping[str, Any], speedup: float | None) -> dict[str, Any]:
-    if speedup is None:
-        return dict(entry["chosen"]["settings"])
-    point = point_for(entry, speedup)
-    if point is None:
-        fastest = max(p["speedup"][entry["currency"]] for p in entry["frontier"])
-        raise UsageError(
-            f"policy '{name}' reaches {fastest:.2f}x in {entry['currency']} on {model.folder}, not {speedup:g}x."
-        )
-    return dict(point.settings)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 import exitkit
 from exitkit.artifacts import artifact, model_card
 from exitkit.artifacts.artifact import Artifact, Card, is_artifact
+from exitkit.artifacts.plans import full_model
 from exitkit.configuration.config import Training
 from exitkit.data import fingerprints
 from exitkit.data.fingerprints import Fingerprints
@@ -24,7 +25,7 @@ from exitkit.engine.model import ExitModel
 from exitkit.engine.replay import record
 from exitkit.engine.stream import Batch
 from exitkit.measuring import runs as measure
-from exitkit.measuring.runs import Sample, full_model, gates_only, run_all
+from exitkit.measuring.runs import Sample, gates_only, run_all
 from exitkit.plugins import Registry
 from exitkit.policy import has_gates
 from exitkit.progress import bar
