@@ -66,7 +66,7 @@ def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mappi
 
     Raises:
         AssertionError: a rule is broken; the message says which.
-        PluginError: a rule that holds at every run is broken, such as the shape of an answer, or what is given is changed.
+        PluginError: a rule that every run checks is broken: shapes of answers, what is given is changed in place.
     """
     shapes = [shape for shape in SHAPES if policy.refuses(shape) is None]
     assert shapes, f"{name}: refuses every task"
