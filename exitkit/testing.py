@@ -69,6 +69,7 @@ def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mappi
 
     Raises:
         AssertionError: a rule is broken; the message says which.
+        PluginError: a rule that every run checks is broken: shapes of answers, what is given is changed in place.
     """
     shapes = [shape for shape in SHAPES if policy.refuses(shape) is None]
     assert shapes, f"{name}: refuses every task"

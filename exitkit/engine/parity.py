@@ -28,8 +28,8 @@ BRIEF = (9, 3, 17)
 """Tokens of the rows that are tried before a training."""
 
 ROUNDING = 1e-4
-"""Of the largest state or logit: what may be rounding in fp32 besides what stock models differ by themselves. Ignored
-positions, token types or masks change states by a tenth of it and more, however small the weights are."""
+"""Of the largest state or logit: what may be rounding in fp32 besides what stock models differ by themselves. With
+fresh weights right families differ by 3e-7 of it at most, one without its window by 2e-3, without positions by 0.8."""
 
 
 class Said(NamedTuple):
