@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from exitkit.cascades import folder as cascades
 from typer.testing import CliRunner
 
 from exitkit.artifacts import artifact
+from exitkit.artifacts import cascade as cascades
 from exitkit.artifacts.artifact import publish
 from exitkit.calibration import calibrate as calibration
 from exitkit.calibration.memory import Memory
