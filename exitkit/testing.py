@@ -16,12 +16,12 @@ from exitkit.engine import contract
 from exitkit.engine.encoders.bert import BertEncoder
 from exitkit.engine.loop import run
 from exitkit.engine.model import ExitModel
-from exitkit.engine.parity import check_family as check_family
 from exitkit.engine.replay import Outcome, Recording, record, replay
 from exitkit.engine.schedule import Schedule, knob_range, off, rewrites, schedule
 from exitkit.engine.trace import Trace
 from exitkit.policy import Decision, Evidence, ExitPolicy, Knob, Shape, State, knobs
 from exitkit.tasks import TASKS
+from exitkit.training.parity import check_family as check_family
 from exitkit.training.trials import check_distiller as check_distiller
 from exitkit.training.trials import check_recipe as check_recipe
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from exitkit import containment
+from exitkit.artifacts.pretrained import new_stock
 from exitkit.engine.encoders.base import Encoder
 from exitkit.engine.loop import Passed, full_pass
-from exitkit.engine.model import ExitModel, stock_class
+from exitkit.engine.model import ExitModel
 from exitkit.engine.stream import Batch, Stream, pack, packing_order
 from exitkit.errors import PluginError
 
@@ -163,7 +164,7 @@ def random_stock(
     config = copy.deepcopy(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = stock_class("tagging" if tags else "classification").from_config(config)
+        model = new_stock("tagging" if tags else "classification", config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.3)
