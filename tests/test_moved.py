@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs/plugins.md").read_text()
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(path for path in (ROOT / "examples").rglob("*") if path.suffix in {".md", ".py"}),
 ]
