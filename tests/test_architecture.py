@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,26 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         if name != "exitkit.__init__":
             graph[name.removesuffix(".__init__")] = modules(file) - {name.removesuffix(".__init__")}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_the_page_shows_the_rooms_from_the_ground_up() -> None:
+    page = (ROOT / "docs/architecture.md").read_text().split("## The rooms", 1)[1].split("\n## ", 1)[0]
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    shown = [{Path(name).stem for name in re.findall(r"`([\w.]+)/?`", row)} for row in rows]
+    assert shown == FLOORS
+
+
+def test_files_and_folders_that_the_page_names_exist() -> None:
+    named = re.findall(r"`([\w./]+(?:\.py|/))`", (ROOT / "docs/architecture.md").read_text())
+    assert len(named) > 60
+    assert [name for name in named if not (ROOT / "exitkit" / name).exists() and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.name == "__init__.py"], ids=lambda file: file.parent.name
+)
+def test_every_room_says_what_it_is_for(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text()))
 
 
 @pytest.mark.parametrize(
