@@ -23,11 +23,11 @@ FLOORS = [
     {"distiller"},
     {"hookspecs"},
     {"families", "plugins"},
-    {"artifacts"},
+    {"artifacts", "scaffold"},
     {"measuring"},
     {"calibration", "prediction", "training"},
     {"distillation", "testing"},
-    {"benchmarking", "comparison"},
+    {"benchmarking", "comparison", "pytest_plugin"},
     {"report"},
     {"demo"},
     {"cli"},
@@ -87,7 +87,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"]
+    "command",
+    ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins", "new-plugin"],
 )
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]
