@@ -58,7 +58,7 @@ def full(*_: object, **__: object) -> None:
 @contextmanager
 def elsewhere(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     """Another process that runs some code, says "ready" and waits; it is killed at the end."""
-    start = "import sys, time\nfrom pathlib import Path\nfrom exitkit import outputs\n"
+    start = "import sys, time\nfrom pathlib import Path\nfrom exitkit.process import outputs\n"
     end = "\nprint('ready', flush=True)\ntime.sleep(600)\n"
     process = subprocess.Popen(
         [sys.executable, "-c", start + code + end, *map(str, args)], stdout=subprocess.PIPE, text=True
