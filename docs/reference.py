@@ -34,11 +34,20 @@ COMMANDS = {
 }
 LISTINGS = {
     "inspect DIR": "What a trained model is: exits, scores, calibrated policies, where its rows came from.",
-    "plugins": "What is installed, with its origin; broken plugins with the reason.",
+    "plugins": "What is installed, with its origin; broken plugins with the reason. `EXITKIT_LOAD_PLUGINS=NAMES` "
+    "(of plugins or distributions, comma by comma) in the environment of any command leaves out all others but "
+    "exitkit's own.",
     "families": "Encoder families, and what works in each.",
     "recipes": "Ways to train exits, with their options.",
     "methods": "Ways to distil, with their options.",
 }
+NEW_PLUGIN = """## exitkit new-plugin NAME --kind policy|recipe|family|distiller
+
+A package for a plugin of your own, complete with a test: an example under another name, see [plugins](plugins.md).
+NAME is what it registers: letters of ASCII, digits, `-` and `_`, a letter first; of a family, the `model_type` of its
+config. `--output DIR`, `-o`: the folder, new or empty (exitkit-NAME). A name that an installed plugin has registered is
+refused. `--json` gives `folder`, `kind`, `name` and `files`. There is no `--config` and no `--set`.
+"""
 HEAD = """# Commands
 
 Written by `python docs/reference.py` from the program; a test keeps it true.
@@ -72,7 +81,7 @@ def text() -> str:
         parts.append("| setting | values | default | |\n|---|---|---|---|")
         parts += [_row(key, field) for key, field in parsing.ordered(model).items()]
         parts.append("")
-    parts.append("## Listings\n")
+    parts += [NEW_PLUGIN, "## Listings\n"]
     parts += [f"- `exitkit {name}`: {about}" for name, about in LISTINGS.items()]
     return "\n".join(parts) + "\n"
 

@@ -30,7 +30,13 @@ class PluginError(ExitkitError):
     """A plugin is broken, or breaks its contract while it runs; the message names it."""
 
 
-OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "std::bad_alloc", "CUDA out of memory")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "CUDA out of memory",
+)
 NO_THREADS = ("can't start new thread", "can't create new thread")
 
 

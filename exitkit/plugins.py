@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ KINDS: dict[str, tuple[str, type]] = {
 
 NAME = re.compile(r"[^\W_][\w.-]*")
 """What names of policies, recipes, methods and model types look like: they stand in commands, files and paths."""
+
+ONLY = "EXITKIT_LOAD_PLUGINS"
+"""Environment variable: what is loaded besides exitkit's own, by names of entry points or distributions, comma by
+comma. Unset: everything that is installed. It serves to find out which plugin spoils an environment."""
 
 
 @dataclass
@@ -63,6 +68,8 @@ class Registry:
 
     def __init__(self, plugins: Iterable[Plugin] = ()) -> None:
         self.plugins = list(plugins)
+        self.notes: list[str] = []
+        """What was installed and not looked at, or looked for and not installed, as sentences."""
         self._offers: dict[str, dict[str, list[Offer]]] = {kind: {} for kind, _ in KINDS.values()}
 
     def add(self, kind: str, name: str, thing: Any, plugin: Plugin) -> None:
@@ -99,7 +106,7 @@ class Registry:
         if not offers:
             broken = [f"{plugin}: {plugin.error}" for plugin in self.plugins if plugin.error]
             note = f" Plugins that failed to load: {'; '.join(broken)}." if broken else ""
-            raise UsageError(one_of(kind, name, self.names(kind)) + note)
+            raise UsageError(" ".join([one_of(kind, name, self.names(kind)) + note, *self.notes]))
         return offers[0]
 
     def policy(self, name: str) -> type[ExitPolicy]:
@@ -124,9 +131,36 @@ class Registry:
 
 
 def installed() -> Registry:
-    """What the entry points of this environment register. Loads every plugin; none of them can stop the others."""
+    """What the entry points of this environment register. Loads every plugin; none of them can stop the others.
+
+    The environment variable EXITKIT_LOAD_PLUGINS may leave some out.
+    """
     found = sorted(entry_points(group=hookspecs.PROJECT), key=lambda point: (_distribution(point), point.name))
-    return collect((_plugin(point), point.load) for point in found)
+    wanted = os.environ.get(ONLY)
+    chosen, notes = (found, []) if wanted is None else _among(found, wanted)
+    registry = collect((_plugin(point), point.load) for point in chosen)
+    registry.notes = notes
+    return registry
+
+
+def _among(found: list[EntryPoint], wanted: str) -> tuple[list[EntryPoint], list[str]]:
+    """Those of exitkit's own and those wanted, and what to say of the others."""
+    names = [name for part in wanted.split(",") if (name := part.strip())]
+
+    def meant(name: str, point: EntryPoint) -> bool:
+        return name == point.name or _normal(name) == _normal(_distribution(point))
+
+    def loaded(point: EntryPoint) -> bool:
+        return _distribution(point) == hookspecs.PROJECT or any(meant(name, point) for name in names)
+
+    left = [str(_plugin(point)) for point in found if not loaded(point)]
+    notes = [f"{ONLY} leaves out {_and(left)}."] if left else []
+    notes += [
+        f"{ONLY} names '{name}', which is neither an installed plugin nor a distribution of one."
+        for name in names
+        if not any(meant(name, point) for point in found)
+    ]
+    return [point for point in found if loaded(point)], notes
 
 
 def collect(sources: Iterable[tuple[Plugin, Callable[[], Any]]]) -> Registry:
@@ -252,6 +286,11 @@ def _plugin(point: EntryPoint) -> Plugin:
 
 def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "?"
+
+
+def _normal(distribution: str) -> str:
+    """A distribution's name as installers compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _reason(error: BaseException) -> str:

@@ -19,12 +19,12 @@ from exitkit.engine import contract
 from exitkit.engine.encoders.bert import BertEncoder
 from exitkit.engine.loop import run
 from exitkit.engine.model import ExitModel
-from exitkit.engine.parity import check_family as check_family
 from exitkit.engine.replay import Outcome, Recording, record, replay
 from exitkit.engine.schedule import Schedule, knob_range, off, rewrites, schedule
 from exitkit.engine.trace import Trace
 from exitkit.policy import Decision, Evidence, ExitPolicy, Knob, Shape, State, knobs
 from exitkit.tasks import TASKS
+from exitkit.training.parity import check_family as check_family
 from exitkit.training.trials import check_distiller as check_distiller
 from exitkit.training.trials import check_recipe as check_recipe
 
@@ -72,6 +72,7 @@ def check_policy(policy: type[ExitPolicy], name: str = "policy", settings: Mappi
 
     Raises:
         AssertionError: a rule is broken; the message says which.
+        PluginError: a rule that every run checks is broken: shapes of answers, what is given is changed in place.
     """
     shapes = [shape for shape in SHAPES if policy.refuses(shape) is None]
     assert shapes, f"{name}: refuses every task"

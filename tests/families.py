@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from exitkit.engine import parity
 from exitkit.engine.heads import Pooling
 from exitkit.engine.loop import every_exit
 from exitkit.engine.model import ExitModel
 from exitkit.plugins import installed
+from exitkit.training import parity
 
 REGISTRY = installed()  # asking anew takes longer than these models do
 LENGTHS = parity.LENGTHS

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset as HubDataset
-from helpers import cli
+from helpers import cli, unsealed
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -81,7 +81,7 @@ def damaged(folder: Path) -> tuple[Path, str]:
     tokenizer = exitkit.load(folder).artifact.tokenizer
     name = next(key for key in weights if key.endswith("word_embeddings.weight"))
     weights[name][tokenizer("plot", add_special_tokens=False)["input_ids"][0]] = torch.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, unsealed(folder) / "model.safetensors", metadata={"format": "pt"})
     return folder, "the plot"
 
 
@@ -178,8 +178,10 @@ def test_a_loaded_model_warns_once_and_of_fixed_never(trained: Path, caplog: pyt
 def test_another_precision_than_a_setting_was_calibrated_in_is_said_once(
     artifact: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    entry = {"chosen": {"settings": {"threshold": 0.3}}, "frontier": [], "currency": "layers", "batch_size": 32}
-    entry |= {"threads": 1, "calibration": {"hash": "0"}, "precision": "fp32"}
+    point = {"settings": {"threshold": 0.3}, "speedup": {"layers": 1.5}, "score": 0.9}
+    rows = {"source": "x", "split": "train", "revision": None, "columns": {}, "indices": None, "rows": 1, "hash": "0"}
+    entry = {"chosen": {**point, "target_speedup": 1.5, "exit_histogram": [1, 0, 0, 0]}, "frontier": [point]}
+    entry |= {"currency": "layers", "batch_size": 32, "threads": 1, "calibration": rows, "precision": "fp32"}
     (artifact / "policy.yaml").write_text(yaml.safe_dump({"default": "entropy", "policies": {"entropy": entry}}))
     for precision, times in (("fp32", 0), ("bf16", 1)):
         caplog.clear()

@@ -24,11 +24,11 @@ FLOORS = [
     {"distiller"},
     {"hookspecs"},
     {"families", "plugins"},
-    {"artifacts"},
+    {"artifacts", "scaffold"},
     {"measuring"},
     {"calibration", "prediction", "training"},
     {"distillation", "testing"},
-    {"benchmarking", "comparison"},
+    {"benchmarking", "comparison", "pytest_plugin"},
     {"report"},
     {"demo"},
     {"cli"},
@@ -108,7 +108,8 @@ def test_every_room_says_what_it_is_for(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins"]
+    "command",
+    ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins", "new-plugin"],
 )
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]

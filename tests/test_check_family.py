@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import exitkit
-from exitkit.engine import parity
 from exitkit.engine.encoders.base import Encoder, LayerCost, first_tokens
 from exitkit.engine.encoders.bert import BertEncoder
 from exitkit.engine.encoders.modernbert import ModernBertEncoder
@@ -19,6 +18,7 @@ from exitkit.engine.stream import Stream, Tokens
 from exitkit.errors import PluginError
 from exitkit.plugins import installed
 from exitkit.testing import check_family
+from exitkit.training import parity
 
 
 @pytest.mark.parametrize("family", FAMILIES)

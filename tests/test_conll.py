@@ -189,9 +189,11 @@ def test_other_tags_are_no_spans(tags: list[str], tmp_path: Path, caplog: pytest
 def numbered(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tagger of column 2 with the tags in column 3, where -100 marks words to leave out."""
     folder = tmp_path_factory.mktemp("numbered")
-    for split, count in (("train", 24), ("validation", 12), ("test", 8)):
+    for split, first, count in (("train", 0, 24), ("validation", 24, 12), ("test", 36, 8)):
         sentence = ["1\tthe\tO\tx", "2\tplot\tB-THING\tx", "3\twas\t-100\tx", "4\tgood\tO\tx"]
-        text = "".join("\n".join([*sentence, f"5\tword{number}\tO\tx"]) + "\n\n" for number in range(count))
+        text = "".join(
+            "\n".join([*sentence, f"5\tword{number}\tO\tx"]) + "\n\n" for number in range(first, first + count)
+        )
         conll(folder, text, f"{split}.conll")
     args = ["--text-column", "2", "--label-column", "3", "--epochs", "1", "--output", folder / "model"]
     report = cli("train", "--model", encoder, "--data", folder, *args)

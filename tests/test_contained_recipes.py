@@ -19,12 +19,12 @@ from exitkit.engine.encoders.bert import BertEncoder
 from exitkit.engine.encoders.padded import MPNetEncoder
 from exitkit.engine.loop import every_exit
 from exitkit.engine.model import ExitModel
-from exitkit.engine.parity import random_rows, random_stock, small_config
 from exitkit.engine.schedule import schedule
 from exitkit.errors import ExitkitError, PluginError
 from exitkit.measuring.runs import not_finite
 from exitkit.plugins import Plugin, Registry, collect, installed
 from exitkit.testing import tiny_batch
+from exitkit.training.parity import random_rows, random_stock, small_config
 from exitkit.training.recipes.joint import Joint
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from helpers import cli, weights_of
+from helpers import cli, unsealed, weights_of
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import exitkit
@@ -98,7 +98,7 @@ def test_students_learn_to_say_what_the_teacher_says(trained: Path, tmp_path: Pa
         logits = logits_of(trained, texts)
         model.classifier.weight.mul_(20)
         model.classifier.bias.copy_(20 * (model.classifier.bias - logits.median(dim=0).values))
-    model.save_pretrained(teacher)
+    model.save_pretrained(unsealed(teacher))
     share = logits_of(teacher, texts).argmax(-1).float().mean().item()
     assert 0.2 < share < 0.8
     method = {"name": "logits", "learning_rate": 2e-3, "head_learning_rate": 2e-3, "hard": 0.0}

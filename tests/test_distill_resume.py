@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import distil_interrupted, weights_of
+from helpers import distil_interrupted, unsealed, weights_of
 from transformers import AutoModelForSequenceClassification
 
 import exitkit
@@ -37,7 +37,7 @@ class Killed(BaseException):
         ("exitkit.distillation.student.importance", 1),
         ("exitkit.distillation.student.extract", 1),
         ("exitkit.training.partial.save_file", 1),
-        ("exitkit.distillation.store.os.replace", 1),
+        ("exitkit.process.outputs.os.replace", 1),
         ("exitkit.training.trainer.RecipeTrainer._save", 1),
         ("exitkit.training.trainer.RecipeTrainer._save", 3),
         ("exitkit.distillation.distill.score_exits", 1),
@@ -105,6 +105,6 @@ def test_another_teacher_or_seed_does_not_go_on(trained: Path, tmp_path: Path) -
         exitkit.distill(resume=True, **{**given, "seed": 1})
     model = AutoModelForSequenceClassification.from_pretrained(teacher)
     model.classifier.bias.data.add_(1.0)
-    model.save_pretrained(teacher)
+    model.save_pretrained(unsealed(teacher))
     with pytest.raises(UsageError, match="the teachers have changed"):
         exitkit.distill(resume=True, **given)

@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "open", lambda *args, **kwargs: Full())
-    with pytest.raises(ExitkitError, match=r"No space left on device.*--cache-size.*--cache"):
+    with pytest.raises(ExitkitError, match=r"the disk is full.*--cache-size.*--cache"):
         Store(tmp_path / "x.f32", [3], 10**6).fill(lambda rows: [torch.zeros(3)])
 
 

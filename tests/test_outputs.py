@@ -34,6 +34,12 @@ from exitkit.process import outputs
 from exitkit.report import folder as reports
 from exitkit.training.partial import RUN, TRAINING, check_output, open_partial, same_run
 
+ROWS = {"source": "x", "split": "train", "revision": None, "columns": {}, "indices": None, "rows": 1, "hash": "x"}
+POINT = {"settings": {}, "speedup": {"layers": 1.5}, "score": 0.9}
+ENTRY = {
+    **{"chosen": {**POINT, "target_speedup": 1.5}, "frontier": [POINT], "currency": "layers", "batch_size": 1},
+    **{"precision": "fp32", "threads": 1, "calibration": ROWS},
+}
 MINE = "mine\n"
 
 
@@ -510,10 +516,9 @@ def test_calibrations_at_once_keep_what_each_has_found(tmp_path: Path, monkeypat
         stored.wait(0.2)  # another one has time to store, if nothing holds it back
         return found
 
-    entry = dict.fromkeys(artifact.ENTRY, 1) | {"calibration": {"hash": "x"}}
     monkeypatch.setattr(artifact, "read_policies", slow)
     threads = [
-        threading.Thread(target=calibration._store, args=(tmp_path, name, entry))
+        threading.Thread(target=calibration._store, args=(tmp_path, name, ENTRY))
         for name in ("entropy", "patience", "confidence")
     ]
     for thread in threads:
@@ -525,12 +530,11 @@ def test_calibrations_at_once_keep_what_each_has_found(tmp_path: Path, monkeypat
 
 
 def test_calibrate_keeps_the_old_policies_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = dict.fromkeys(artifact.ENTRY, 1) | {"calibration": {"hash": "x"}}
-    calibration._store(tmp_path, "entropy", entry)
+    calibration._store(tmp_path, "entropy", ENTRY)
     before = files(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ExitkitError, match=r"policy\.yaml': the disk is full"):
-        calibration._store(tmp_path, "patience", entry)
+        calibration._store(tmp_path, "patience", ENTRY)
     assert files(tmp_path) == before
 
 

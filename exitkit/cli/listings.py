@@ -47,7 +47,7 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
             for plugin in registry.plugins
         ]
         if json:
-            write_json({"plugins": rows, "clashes": registry.clashes()})
+            write_json({"plugins": rows, "clashes": registry.clashes(), "notes": registry.notes})
             return
         table = Table("plugin", "distribution", "offers")
         for row in rows:
@@ -60,6 +60,8 @@ def plugins(json: Json = False, debug: Debug = False) -> None:
             console.print(table)
             for clash in registry.clashes():
                 console.print(f"[red]{escape(clash)}[/]", highlight=False)
+            for note in registry.notes:
+                console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
 
 
 def families(json: Json = False, debug: Debug = False) -> None:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from exitkit.cli import benchmark, calibrate, cascade, compare, demo, distill, inspect, listings, predict, train
+from exitkit.cli import (
+    benchmark,
+    calibrate,
+    cascade,
+    compare,
+    demo,
+    distill,
+    inspect,
+    listings,
+    new_plugin,
+    predict,
+    train,
+)
 
 app = typer.Typer(
     name="exitkit",
@@ -15,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (demo, train, distill, cascade, calibrate, benchmark, predict, inspect, compare, listings):
+for part in (demo, train, distill, cascade, calibrate, benchmark, predict, inspect, compare, listings, new_plugin):
     part.add_to(app)
 
 

@@ -25,13 +25,13 @@ from exitkit.distillation.fit import Fit
 from exitkit.distillation.student import Student, check_tables, new_student, students_of
 from exitkit.distillation.teacher import Teacher, load_encoder, load_teachers
 from exitkit.distiller import Distiller, Reads, Students
-from exitkit.engine import parity
 from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError
 from exitkit.measuring.runs import Sample
 from exitkit.plugins import Registry, installed
 from exitkit.recipe import Phase
 from exitkit.tasks import Answers, Regression, Tagging, Task, needs_labels
+from exitkit.training import parity
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import exit_logits
 from exitkit.training.partial import TRAINING

@@ -24,7 +24,6 @@ from exitkit.data.columns import Columns
 from exitkit.data.sources import Rows, only_split, read_from
 from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
 from exitkit.data.taken import taken
-from exitkit.engine import parity
 from exitkit.engine.heads import choose_pooling
 from exitkit.engine.model import ExitModel
 from exitkit.errors import UsageError, one_of
@@ -34,6 +33,7 @@ from exitkit.process import outputs
 from exitkit.progress import quiet
 from exitkit.recipe import Phase
 from exitkit.tasks import Regression, Tagging, Task, balanced
+from exitkit.training import parity
 from exitkit.training.judges import solved
 from exitkit.training.options import build, phases_of
 from exitkit.training.outcome import card_of, learned_from, publish, report_of, score_exits, score_gates, speed

@@ -17,13 +17,13 @@ from exitkit.engine.encoders.bert import BertEncoder
 from exitkit.engine.internals import Internals
 from exitkit.engine.loop import full_pass
 from exitkit.engine.model import ExitModel
-from exitkit.engine.parity import lengths, random_rows, random_stock, small_config
 from exitkit.engine.stream import Batch, units_of
 from exitkit.errors import UsageError
 from exitkit.plugins import Registry, installed
 from exitkit.policy import Shape
 from exitkit.recipe import EveryExit, Judges, Phase, Recipe
 from exitkit.tasks import TASKS, Task, task
+from exitkit.training.parity import lengths, random_rows, random_stock, small_config
 from exitkit.training.train import attach_probes
 
 CLASSES = 3

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitkit.engine.attention import attend
-from exitkit.engine.encoders.base import Encoder, LayerCost, active_states, by_pieces, split_heads, update_active
+from exitkit.engine.encoders.base import AttentionEncoder, LayerCost, Rows, by_pieces, embedded, split_heads
 from exitkit.engine.stream import Stream, Tokens
 
 
-class AlbertEncoder(Encoder):
+class AlbertEncoder(AttentionEncoder):
     """Encoders whose layers are groups of `AlbertLayer`s.
 
     Layer i runs group ⌊i · groups ÷ layers⌋, which may hold several blocks one after the other: an exit sits behind a
@@ -28,19 +28,29 @@ class AlbertEncoder(Encoder):
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Narrow embeddings, projected to the width of the layers."""
-        narrow = self.base.embeddings(
-            input_ids=tokens.ids[None],
-            token_type_ids=None if tokens.types is None else tokens.types[None],
-            position_ids=tokens.position[None],
-        )[0]
+        narrow = embedded(self.base.embeddings, tokens, tokens.position)
         hidden: Tensor = self.base.encoder.embedding_hidden_mapping_in(narrow)
         return hidden
 
-    def layer(self, index: int, stream: Stream) -> Tensor:  # noqa: D102
+    def blocks_of(self, index: int) -> list[nn.Module]:
+        """All blocks of the layer's group."""
         group: Any = self.blocks[index]
-        for block in group.albert_layers:
-            stream = stream.carrying(_block(block, stream))
-        return stream.hidden
+        return list(group.albert_layers)
+
+    def project(self, block: Any, rows: Rows, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        attention = block.attention
+        query, key, value = attention.query(asking), attention.key(rows.hidden), attention.value(rows.hidden)
+        heads = attention.num_attention_heads
+        return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
+
+    def attend(self, block: Any, query: Tensor, key: Tensor, value: Tensor, stream: Stream) -> Tensor:  # noqa: D102
+        attention = block.attention
+        return attend(query, key, value, stream, dropout=attention.attention_dropout.p if attention.training else 0.0)
+
+    def finish(self, block: Any, context: Tensor, asking: Tensor) -> Tensor:  # noqa: D102
+        attention = block.attention
+        attended = attention.LayerNorm(asking + attention.output_dropout(attention.dense(context)))
+        return by_pieces(lambda rows: block.full_layer_layer_norm(block.ff_chunk(rows) + rows), attended)
 
     def stock_head(self, pooled: Tensor) -> Tensor:  # noqa: D102
         if not self.tags_words:
@@ -55,20 +65,3 @@ class AlbertEncoder(Encoder):
         """All blocks of the layer's group. The projection of the embeddings is part of no layer."""
         d, inner, blocks = self.width, int(self.stock.config.intermediate_size), int(self.stock.config.inner_group_num)
         return LayerCost(key=blocks * 2 * d * d, query=blocks * (2 * d * d + 2 * d * inner), pair=blocks * 2 * d)
-
-
-def _block(block: Any, stream: Stream) -> Tensor:
-    """States [T, d] after one `AlbertLayer`."""
-    attention = block.attention
-    heads = attention.num_attention_heads
-    asking = active_states(stream)
-    context = attend(
-        split_heads(attention.query(asking), heads),
-        split_heads(attention.key(stream.hidden), heads),
-        split_heads(attention.value(stream.hidden), heads),
-        stream,
-        dropout=attention.attention_dropout.p if attention.training else 0.0,
-    )
-    attended = attention.LayerNorm(asking + attention.output_dropout(attention.dense(context)))
-    new = by_pieces(lambda rows: block.full_layer_layer_norm(block.ff_chunk(rows) + rows), attended)
-    return update_active(stream, new)

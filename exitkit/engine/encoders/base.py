@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,8 @@ class Anatomy:
 class Encoder(ABC):
     """One block shape run over a packed stream. It borrows a stock transformers model's weights and owns no others.
 
-    Position-wise parts are the stock modules themselves. Attention is exitkit's, because stock attention takes queries
-    and keys from the same tensor. Training and inference run the same code.
+    Training and inference run the same code. Families whose layers attend are `AttentionEncoder`s and write the steps
+    of a layer; others write `layer`.
 
     Args:
         stock: a `...ForSequenceClassification` or `...ForTokenClassification` of one of `model_types`.
@@ -160,25 +160,17 @@ class Encoder(ABC):
         return sum(linear_cost(module) for module in self.stock_head_modules())
 
 
-def must_be_rows(of: Callable[..., int]) -> Complaint:
-    """The complaint of a method that gives anything but `of(its arguments)` states of the family's width."""
+def must_be(shape: Callable[..., tuple[int, ...]]) -> Complaint:
+    """The complaint of a method that gives anything but a tensor of `shape(encoder, its arguments)`."""
 
     def complaint(encoder: Encoder, found: object, *args: Any, **more: Any) -> str | None:
-        wanted = (of(*args, **more), encoder.width)
+        wanted = shape(encoder, *args, **more)
         if isinstance(found, Tensor) and tuple(found.shape) == wanted:
             return None
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         return f"must give a tensor {list(wanted)}, not {got}"
 
     return complaint
-
-
-def _no_logits(encoder: Encoder, found: object, pooled: Tensor) -> str | None:
-    wanted = [pooled.shape[0], int(encoder.stock.config.num_labels)]
-    if isinstance(found, Tensor) and list(found.shape) == wanted:
-        return None
-    got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    return f"must give a tensor {wanted}, not {got}"
 
 
 def _no_modules(encoder: Encoder, found: object) -> str | None:
@@ -197,11 +189,13 @@ _COMPLAINTS: Mapping[str, Complaint | None] = {
     "__init__": None,
     "blocks": _no_modules,
     "width": None,
-    "embed": must_be_rows(lambda tokens: len(tokens.ids)),
-    "layer": must_be_rows(lambda index, stream: stream.tokens),
+    "embed": must_be(lambda encoder, tokens: (len(tokens.ids), encoder.width)),
+    "layer": must_be(lambda encoder, index, stream: (stream.tokens, encoder.width)),
     "finished": lambda _, found, *args: None if isinstance(found, Stream) else "must give a stream",
-    "pooled": must_be_rows(lambda stream, units=None: stream.units if units is None else len(units)),
-    "stock_head": _no_logits,
+    "pooled": must_be(
+        lambda encoder, stream, units=None: (stream.units if units is None else len(units), encoder.width)
+    ),
+    "stock_head": must_be(lambda encoder, pooled: (len(pooled), int(encoder.stock.config.num_labels))),
     "stock_head_modules": _no_modules,
     "layer_cost": _no_cost,
     "anatomy": None,
@@ -211,9 +205,92 @@ _COMPLAINTS: Mapping[str, Complaint | None] = {
 }
 
 
+class Rows(Protocol):
+    """What a stream says of each token by itself: all that a step may ask that treats rows one by one."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """[T, d] states."""
+
+    @property
+    def position(self) -> Tensor:
+        """[T] place of each token in its own sequence, from 0."""
+
+    @property
+    def active(self) -> Tensor | None:
+        """[Q] ascending rows of the tokens that compute; None = all of them."""
+
+
+class AttentionEncoder(Encoder):
+    """Encoders whose layers are three steps: `project`, `attend`, `finish`.
+
+    The first and the last treat rows one by one, mostly with the stock modules themselves, so that how they are
+    computed can be exchanged for whole streams, halted words and gated parts alike. The middle one is exitkit's,
+    because stock attention takes queries and keys from the same tensor.
+    """
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """As in every family."""
+        super().__init_subclass__(**more)
+        contain(cls, "family", AttentionEncoder, _COMPLAINTS_OF_STEPS)
+
+    def layer(self, index: int, stream: Stream) -> Tensor:  # noqa: D102
+        for block in self.blocks_of(index):
+            asking = active_states(stream)
+            context = self.attend(block, *self.project(block, stream, asking), stream)
+            stream = stream.carrying(update_active(stream, self.finish(block, context, asking)))
+        return stream.hidden
+
+    def blocks_of(self, index: int) -> list[nn.Module]:
+        """The stock blocks that layer `index` (from 0) runs one after the other; nearly always one."""
+        return [self.blocks[index]]
+
+    @abstractmethod
+    def project(self, block: Any, rows: Rows, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [Q, H, D] of the rows that compute, whose states are `asking` [Q, d]; keys and values [T, H, D]."""
+
+    @abstractmethod
+    def attend(self, block: Any, query: Tensor, key: Tensor, value: Tensor, stream: Stream) -> Tensor:
+        """`exitkit.engine.attention.attend` with the block's window, dropout and scale: [Q, H · D]."""
+
+    @abstractmethod
+    def finish(self, block: Any, context: Tensor, asking: Tensor) -> Tensor:
+        """New states [Q, d] from what rows found [Q, H · D] and their states before [Q, d]."""
+
+    def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor] | None:
+        """None where nothing is cut, else what `project` makes of all tokens."""
+        if not self.cuts:
+            return None
+        [block] = self.blocks_of(index)
+        return self.project(block, stream.having(active=None, asking=stream.lengths), stream.hidden)
+
+
+def _no_projection(encoder: Encoder, found: object, block: Any, rows: Rows, asking: Tensor) -> str | None:
+    wanted = [len(asking), len(rows.hidden), len(rows.hidden)]
+    parts = found if isinstance(found, tuple) else ()
+    if [len(part) for part in parts if isinstance(part, Tensor) and part.dim() == 3] == wanted:
+        return None
+    return f"must give queries, keys and values: tensors {', '.join(f'[{count}, H, D]' for count in wanted)}"
+
+
+_COMPLAINTS_OF_STEPS: Mapping[str, Complaint | None] = {
+    "blocks_of": _no_modules,
+    "project": _no_projection,
+    "attend": None,
+    "finish": must_be(lambda encoder, block, context, asking: (len(asking), encoder.width)),
+}
+
+
 def linear_cost(module: nn.Module) -> int:
     """Multiply-adds of all linear layers inside a module, for one row."""
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def embedded(embeddings: nn.Module, tokens: Tokens, position: Tensor) -> Tensor:
+    """[T, d] what stock embeddings with token types make of tokens at positions [T], as these embeddings count them."""
+    types = None if tokens.types is None else tokens.types[None]
+    hidden: Tensor = embeddings(input_ids=tokens.ids[None], token_type_ids=types, position_ids=position[None])[0]
+    return hidden
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

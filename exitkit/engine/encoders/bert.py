@@ -10,14 +10,14 @@ from transformers import PreTrainedConfig
 from exitkit.engine.attention import attend
 from exitkit.engine.encoders.base import (
     Anatomy,
-    Encoder,
+    AttentionEncoder,
     LayerCost,
     Part,
-    active_states,
+    Rows,
     by_pieces,
     counted_positions,
+    embedded,
     split_heads,
-    update_active,
 )
 from exitkit.engine.stream import Stream, Tokens
 
@@ -25,7 +25,7 @@ COUNTING = frozenset({"roberta", "xlm-roberta", "camembert"})
 """Families whose positions count from the padding id + 1, over all other tokens."""
 
 
-class BertEncoder(Encoder):
+class BertEncoder(AttentionEncoder):
     """Encoders whose layers are `BertLayer`s under one of its names."""
 
     model_types = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
@@ -47,36 +47,24 @@ class BertEncoder(Encoder):
         embeddings = self.base.embeddings
         padding = getattr(embeddings, "padding_idx", None)
         position = tokens.position if padding is None else counted_positions(tokens, padding)
-        hidden: Tensor = embeddings(
-            input_ids=tokens.ids[None],
-            token_type_ids=None if tokens.types is None else tokens.types[None],
-            position_ids=position[None],
-        )[0]
+        hidden = embedded(embeddings, tokens, position)
         if hasattr(self.base, "embeddings_project"):  # ELECTRA, when embeddings are narrower than layers
             hidden = self.base.embeddings_project(hidden)
         return hidden
 
-    def layer(self, index: int, stream: Stream) -> Tensor:  # noqa: D102
-        block = self.base.encoder.layer[index]
+    def project(self, block: Any, rows: Rows, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         attention = block.attention.self
+        query, key, value = attention.query(asking), attention.key(rows.hidden), attention.value(rows.hidden)
         heads = attention.num_attention_heads
-        asking = active_states(stream)
-        context = attend(
-            split_heads(attention.query(asking), heads),
-            split_heads(attention.key(stream.hidden), heads),
-            split_heads(attention.value(stream.hidden), heads),
-            stream,
-            dropout=attention.dropout.p if attention.training else 0.0,
-        )
-        attended = block.attention.output(context, asking)
-        new = by_pieces(lambda rows: block.output(block.intermediate(rows), rows), attended)
-        return update_active(stream, new)
-
-    def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
-        attention = self.base.encoder.layer[index].attention.self
-        heads, hidden = attention.num_attention_heads, stream.hidden
-        query, key, value = (part(hidden) for part in (attention.query, attention.key, attention.value))
         return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
+
+    def attend(self, block: Any, query: Tensor, key: Tensor, value: Tensor, stream: Stream) -> Tensor:  # noqa: D102
+        attention = block.attention.self
+        return attend(query, key, value, stream, dropout=attention.dropout.p if attention.training else 0.0)
+
+    def finish(self, block: Any, context: Tensor, asking: Tensor) -> Tensor:  # noqa: D102
+        attended = block.attention.output(context, asking)
+        return by_pieces(lambda rows: block.output(block.intermediate(rows), rows), attended)
 
     def anatomy(self) -> Anatomy:
         """In ELECTRA with narrow embeddings only what projects them is cut."""

@@ -7,20 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitkit.engine.attention import attend
-from exitkit.engine.encoders.base import (
-    Anatomy,
-    Encoder,
-    LayerCost,
-    Part,
-    active_states,
-    by_pieces,
-    split_heads,
-    update_active,
-)
+from exitkit.engine.encoders.base import Anatomy, AttentionEncoder, LayerCost, Part, Rows, by_pieces, split_heads
 from exitkit.engine.stream import Stream, Tokens
 
 
-class DistilBertEncoder(Encoder):
+class DistilBertEncoder(AttentionEncoder):
     """Encoders whose layers are DistilBERT `TransformerBlock`s."""
 
     model_types = frozenset({"distilbert"})
@@ -35,26 +26,19 @@ class DistilBertEncoder(Encoder):
         hidden: Tensor = self.base.embeddings(tokens.ids[None], position_ids=tokens.position[None])[0]
         return hidden
 
-    def layer(self, index: int, stream: Stream) -> Tensor:  # noqa: D102
-        block = self.base.transformer.layer[index]
+    def project(self, block: Any, rows: Rows, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         attention = block.attention
-        asking = active_states(stream)
-        context = attend(
-            split_heads(attention.q_lin(asking), attention.n_heads),
-            split_heads(attention.k_lin(stream.hidden), attention.n_heads),
-            split_heads(attention.v_lin(stream.hidden), attention.n_heads),
-            stream,
-            dropout=attention.dropout.p if attention.training else 0.0,
-        )
-        attended = block.sa_layer_norm(attention.out_lin(context) + asking)
-        new = by_pieces(lambda rows: block.output_layer_norm(block.ffn.ff_chunk(rows) + rows), attended)
-        return update_active(stream, new)
-
-    def attention_inputs(self, index: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
-        attention, hidden = self.base.transformer.layer[index].attention, stream.hidden
-        query, key, value = (part(hidden) for part in (attention.q_lin, attention.k_lin, attention.v_lin))
+        query, key, value = attention.q_lin(asking), attention.k_lin(rows.hidden), attention.v_lin(rows.hidden)
         heads = attention.n_heads
         return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
+
+    def attend(self, block: Any, query: Tensor, key: Tensor, value: Tensor, stream: Stream) -> Tensor:  # noqa: D102
+        attention = block.attention
+        return attend(query, key, value, stream, dropout=attention.dropout.p if attention.training else 0.0)
+
+    def finish(self, block: Any, context: Tensor, asking: Tensor) -> Tensor:  # noqa: D102
+        attended = block.sa_layer_norm(block.attention.out_lin(context) + asking)
+        return by_pieces(lambda rows: block.output_layer_norm(block.ffn.ff_chunk(rows) + rows), attended)
 
     def anatomy(self) -> Anatomy:  # noqa: D102
         embeddings, stock = self.base.embeddings, self.stock

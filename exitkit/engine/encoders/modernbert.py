@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from exitkit.engine.attention import attend
-from exitkit.engine.encoders.base import Encoder, LayerCost, by_pieces, mean_of_tokens, split_heads, update_active
+from exitkit.engine.encoders.base import AttentionEncoder, LayerCost, Rows, by_pieces, mean_of_tokens, split_heads
 from exitkit.engine.stream import Stream, Tokens
 
 
-class ModernBertEncoder(Encoder):
+class ModernBertEncoder(AttentionEncoder):
     """Encoders whose layers are `ModernBertEncoderLayer`s."""
 
     model_types = frozenset({"modernbert"})
@@ -36,25 +38,23 @@ class ModernBertEncoder(Encoder):
         hidden: Tensor = self.base.embeddings(input_ids=tokens.ids[None])[0]
         return hidden
 
-    def layer(self, index: int, stream: Stream) -> Tensor:  # noqa: D102
-        block = self.base.layers[index]
-        attention = block.attn
-        hidden, active = stream.hidden, stream.active
-        q, k, v = split_heads(attention.Wqkv(block.attn_norm(hidden)), 3).unbind(-2)  # each [T, d]
+    def project(self, block: Any, rows: Rows, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One matrix makes all three, so queries are computed for every token."""
+        q, k, v = split_heads(block.attn.Wqkv(block.attn_norm(rows.hidden)), 3).unbind(-2)  # each [T, d]
         heads = int(self.stock.config.num_attention_heads)
-        cos, sin = self.base.rotary_emb(hidden, stream.position[None], block.attention_type)
+        cos, sin = self.base.rotary_emb(rows.hidden, rows.position[None], block.attention_type)
         q, k = apply_rotary_pos_emb(split_heads(q, heads), split_heads(k, heads), cos[0], sin[0])
-        context = attend(
-            q if active is None else q.index_select(0, active),
-            k,
-            split_heads(v, heads),
-            stream,
-            window=self.stock.config.sliding_window if attention.sliding_window is not None else None,
-            dropout=attention.attention_dropout if attention.training else 0.0,
-        )
-        asking = hidden if active is None else hidden.index_select(0, active)
-        attended = asking + attention.out_drop(attention.Wo(context))
-        return update_active(stream, by_pieces(lambda rows: rows + block.mlp(block.mlp_norm(rows)), attended))
+        return q if rows.active is None else q.index_select(0, rows.active), k, split_heads(v, heads)
+
+    def attend(self, block: Any, query: Tensor, key: Tensor, value: Tensor, stream: Stream) -> Tensor:  # noqa: D102
+        attention = block.attn
+        window = None if attention.sliding_window is None else self.stock.config.sliding_window
+        dropout = attention.attention_dropout if attention.training else 0.0
+        return attend(query, key, value, stream, window=window, dropout=dropout)
+
+    def finish(self, block: Any, context: Tensor, asking: Tensor) -> Tensor:  # noqa: D102
+        attended = asking + block.attn.out_drop(block.attn.Wo(context))
+        return by_pieces(lambda rows: rows + block.mlp(block.mlp_norm(rows)), attended)
 
     def finished(self, stream: Stream) -> Stream:  # noqa: D102
         return stream.carrying(self.base.final_norm(stream.hidden))
@@ -76,5 +76,4 @@ class ModernBertEncoder(Encoder):
     def layer_cost(self, index: int) -> LayerCost:
         """Pairs outside a local layer's window are counted too: they are computed and masked."""
         d, inner = self.width, int(self.stock.config.intermediate_size)
-        # q is computed for every token, because one matrix makes q, k and v.
         return LayerCost(key=3 * d * d, query=d * d + 3 * d * inner, pair=2 * d)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from exitkit.containment import contain
 from exitkit.engine.attention import grid
-from exitkit.engine.encoders.base import Encoder, LayerCost, counted_positions
+from exitkit.engine.encoders.base import Encoder, LayerCost, counted_positions, embedded, must_be
 from exitkit.engine.stream import Stream, Tokens
 
 
@@ -27,7 +27,7 @@ class PaddedEncoder(Encoder):
     def __init_subclass__(cls, **more: Any) -> None:
         """As in every family."""
         super().__init_subclass__(**more)
-        contain(cls, "family", PaddedEncoder, {"padded_layer": _no_rectangle})
+        contain(cls, "family", PaddedEncoder, {"padded_layer": must_be(lambda _, index, hidden, real: hidden.shape)})
 
     @property
     def blocks(self) -> list[nn.Module]:  # noqa: D102
@@ -48,25 +48,13 @@ class PaddedEncoder(Encoder):
         """The stock layer `index` (from 0) on [S, longest, d]; `real` [S, longest] is None when nothing is padded."""
 
 
-def _no_rectangle(encoder: Encoder, found: object, index: int, hidden: Tensor, real: Tensor | None) -> str | None:
-    if isinstance(found, Tensor) and found.shape == hidden.shape:
-        return None
-    got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    return f"must give a tensor {list(hidden.shape)}, not {got}"
-
-
 class DebertaEncoder(PaddedEncoder):
     """DeBERTa, DeBERTa-v2 and DeBERTa-v3: disentangled attention over content and relative positions."""
 
     model_types = frozenset({"deberta", "deberta-v2"})
 
     def embed(self, tokens: Tokens) -> Tensor:  # noqa: D102
-        hidden: Tensor = self.base.embeddings(
-            input_ids=tokens.ids[None],
-            token_type_ids=None if tokens.types is None else tokens.types[None],
-            position_ids=tokens.position[None],
-        )[0]
-        return hidden
+        return embedded(self.base.embeddings, tokens, tokens.position)
 
     def padded_layer(self, index: int, hidden: Tensor, real: Tensor | None) -> Tensor:
         """In v2 with a convolution, its output joins that of the first layer.
