@@ -1,4 +1,7 @@
-"""For authors of policies: `check_policy(Margin)` tests the contract, `evidence(...)` builds what `decide` sees."""
+"""For authors of plugins: a check of the whole contract for each kind, such as `check_policy(Margin)`.
+
+`evidence(...)` builds what a policy's `decide` sees.
+"""
 
 from __future__ import annotations
 

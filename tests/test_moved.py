@@ -15,6 +15,7 @@ import pytest
 
 import exitkit
 from exitkit import moved
+from exitkit.testing import check_family
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs/plugins.md").read_text()
@@ -221,3 +222,10 @@ def test_pages_and_examples_import_public_names_only(page: Path) -> None:
         for name in re.findall(r"\w+", names):
             exec(f"from {module} import {name}", {})
             assert module != "exitkit" or name in exitkit.__all__, name
+
+
+def test_the_family_that_the_guide_shows_keeps_its_contract() -> None:
+    (code,) = re.findall(r"```python\n((?:(?!```).)*class ErnieEncoder.*?)```", GUIDE, re.DOTALL)
+    shown: dict[str, Any] = {"__name__": "guide"}
+    exec(code, shown)
+    check_family(shown["ErnieEncoder"])
