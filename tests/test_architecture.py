@@ -88,7 +88,19 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins", "new-plugin"],
+    [
+        "",
+        "train",
+        "distill",
+        "cascade",
+        "calibrate",
+        "benchmark",
+        "predict",
+        "demo",
+        "inspect",
+        "plugins",
+        "new-plugin",
+    ],
 )
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]
@@ -112,6 +124,11 @@ def test_shipped_policies_use_public_names_only(file: Path) -> None:
 
 def test_nothing_in_exitkit_names_the_policies_package() -> None:
     assert not [file for file in FILES if "exitkit_policies" in file.read_text()]
+
+
+def test_pytest_starts_without_torch_where_exitkit_is_installed() -> None:
+    code = "import sys, exitkit.pytest_plugin; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:
