@@ -147,6 +147,11 @@ def test_nothing_in_exitkit_names_the_policies_package() -> None:
     assert not [file for file in FILES if "exitkit_policies" in file.read_text()]
 
 
+def test_pytest_starts_without_torch_where_exitkit_is_installed() -> None:
+    code = "import sys, exitkit.pytest_plugin; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, exitkit.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,13 +21,21 @@ def test_the_command_reference_is_what_the_program_says() -> None:
     assert (ROOT / "docs/commands.md").read_text() == reference.text(), "run: python docs/reference.py"
 
 
-@pytest.mark.parametrize("file", ["exitkit_margin.py", "pyproject.toml", "tests/test_margin.py"])
-def test_the_plugin_guide_shows_the_example_package_as_it_is(file: str) -> None:
+SHOWN = [
+    ("margin", ["exitkit_margin.py", "pyproject.toml", "tests/test_margin.py"]),
+    ("even", ["exitkit_even.py"]),
+    ("ernie", ["exitkit_ernie.py", "tests/test_ernie.py"]),
+    ("echo", ["exitkit_echo.py"]),
+]
+
+
+@pytest.mark.parametrize(("example", "file"), [(example, file) for example, files in SHOWN for file in files])
+def test_the_plugin_guide_shows_the_example_packages_as_they_are(example: str, file: str) -> None:
     found = re.search(
         rf"<!-- {re.escape(file)} -->\n```\w+\n(.*?)\n```", (ROOT / "docs/plugins.md").read_text(), re.DOTALL
     )
     assert found is not None
-    assert found[1] == (ROOT / "examples/exitkit-margin" / file).read_text().strip()
+    assert found[1] == (ROOT / f"examples/exitkit-{example}" / file).read_text().strip()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -9,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import cli
+from typer.testing import CliRunner
 
 from exitkit import hookimpl
+from exitkit.cli import app
 from exitkit.engine.schedule import schedule
 from exitkit.errors import PluginError, UsageError
-from exitkit.plugins import Plugin, collect
+from exitkit.plugins import Plugin, collect, installed
 from exitkit.policy import ExitPolicy, Shape, knob
 from exitkit.recipe import Recipe
 
@@ -237,3 +240,47 @@ def test_a_policy_that_fails_before_it_runs_is_named_with_its_distribution(metho
     said = rf"policy 'odd-{method}' of odd-package 1.0 breaks its contract: {method} failed: {type(error).__name__}"
     with pytest.raises(PluginError, match=said):
         schedule(f"odd-{method}", registry.policy(f"odd-{method}"), {}, shape)
+
+
+def named(name: str, distribution: str) -> SimpleNamespace:
+    """An entry point that offers policy `name`."""
+    point = SimpleNamespace(name=name, value=f"{name}_module", dist=SimpleNamespace(name=distribution, version="1.0"))
+    point.load = lambda: offering(Good, name)
+    return point
+
+
+@pytest.mark.parametrize(
+    ("wanted", "loaded", "notes"),
+    [
+        (None, ["fixed", "one", "two", "three"], []),
+        ("", ["fixed"], ["leaves out 'one' of Their_Rules 1.0 and 'two' of Their_Rules 1.0 and 'three' of mine 1.0"]),
+        ("two", ["fixed", "two"], ["leaves out 'one' of Their_Rules 1.0 and 'three' of mine 1.0"]),
+        (" their-rules , ", ["fixed", "one", "two"], ["leaves out 'three' of mine 1.0"]),
+        ("mine,Their_Rules,fixed", ["fixed", "one", "two", "three"], []),
+        ("mine,one,two,four", ["fixed", "one", "two", "three"], ["names 'four', which is neither"]),
+    ],
+)
+def test_a_variable_says_which_plugins_are_loaded_besides_exitkits_own(
+    wanted: str | None, loaded: list[str], notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = [("one", "Their_Rules"), ("two", "Their_Rules"), ("three", "mine")]
+    points = [named(name, distribution) for name, distribution in [("fixed", "exitkit"), *theirs]]
+    monkeypatch.setattr("exitkit.plugins.entry_points", lambda group: points)
+    monkeypatch.delenv("EXITKIT_LOAD_PLUGINS", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("EXITKIT_LOAD_PLUGINS", wanted)
+    registry = installed()
+    assert registry.names("policy") == sorted(loaded)
+    assert len(registry.notes) == len(notes)
+    for told, part in zip(registry.notes, notes, strict=True):
+        assert part in told
+
+
+def test_what_was_left_out_is_told_where_it_is_asked_for_and_in_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exitkit.plugins.entry_points", lambda group: [named("one", "theirs")])
+    monkeypatch.setenv("EXITKIT_LOAD_PLUGINS", "")
+    told = "EXITKIT_LOAD_PLUGINS leaves out 'one' of theirs 1.0."
+    with pytest.raises(UsageError, match=told):
+        installed().policy("one")
+    assert cli("plugins") == {"plugins": [], "clashes": [], "notes": [told]}
+    assert told in CliRunner().invoke(app, ["plugins"]).stdout

@@ -14,15 +14,18 @@ from rich.table import Table
 from exitkit.cli.command import reporting, write_json
 from exitkit.process import stdout
 
+PLUGINS = """Exit policies and other plugins that are installed; broken ones with the reason.
+
+In the environment of any command, EXITKIT_LOAD_PLUGINS=NAMES (of plugins or distributions, comma by comma) leaves out all
+others but exitkit's own; empty, it leaves those alone.
+"""
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("plugins", help="Exit policies and other plugins that are installed; broken ones with the reason.")(
-        plugins
-    )
+    app.command("plugins", help=PLUGINS)(plugins)
     app.command("families", help="Encoder families that can get exits.")(families)
     app.command("recipes", help="Ways to train exits.")(recipes)
     app.command("methods", help="Ways to distil.")(methods)
