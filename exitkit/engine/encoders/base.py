@@ -173,7 +173,7 @@ def must_be(shape: Callable[..., tuple[int, ...]]) -> Complaint:
     return complaint
 
 
-def _no_modules(encoder: Encoder, found: object) -> str | None:
+def _no_modules(encoder: Encoder, found: object, *args: object) -> str | None:
     fits = isinstance(found, list) and found and all(isinstance(one, nn.Module) for one in found)
     return None if fits else "must give a list of modules"
 
