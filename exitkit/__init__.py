@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from exitkit.recipe import Phase as Phase
     from exitkit.recipe import Recipe as Recipe
     from exitkit.tasks import Task as Task
+    from exitkit.tasks import task as task
     from exitkit.training.train import train as train
 
 __version__ = "0.1.0"
@@ -121,7 +122,7 @@ _HOMES = {
     ],
     "exitkit.prediction.predictor": ["load"],
     "exitkit.recipe": ["Conflict", "EveryExit", "Group", "Judges", "Lesson", "Over", "Passed", "Phase", "Recipe"],
-    "exitkit.tasks": ["Task"],
+    "exitkit.tasks": ["Task", "task"],
     "exitkit.training.train": ["train"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -109,7 +109,19 @@ def test_every_room_says_what_it_is_for(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "distill", "cascade", "calibrate", "benchmark", "predict", "demo", "inspect", "plugins", "new-plugin"],
+    [
+        "",
+        "train",
+        "distill",
+        "cascade",
+        "calibrate",
+        "benchmark",
+        "predict",
+        "demo",
+        "inspect",
+        "plugins",
+        "new-plugin",
+    ],
 )
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas"]
