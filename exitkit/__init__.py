@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from exitkit.distiller import Students as Students
     from exitkit.engine.attention import attend as attend
     from exitkit.engine.encoders.base import Anatomy as Anatomy
+    from exitkit.engine.encoders.base import AttentionEncoder as AttentionEncoder
     from exitkit.engine.encoders.base import Encoder as Encoder
     from exitkit.engine.encoders.base import LayerCost as LayerCost
     from exitkit.engine.encoders.base import Part as Part
+    from exitkit.engine.encoders.base import Rows as Rows
     from exitkit.engine.encoders.base import active_states as active_states
     from exitkit.engine.encoders.base import by_pieces as by_pieces
     from exitkit.engine.encoders.base import counted_positions as counted_positions
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from exitkit.recipe import Phase as Phase
     from exitkit.recipe import Recipe as Recipe
     from exitkit.tasks import Task as Task
+    from exitkit.tasks import task as task
     from exitkit.training.train import train as train
 
 __version__ = "0.1.0"
@@ -87,6 +90,8 @@ _HOMES = {
     "exitkit.engine.attention": ["attend"],
     "exitkit.engine.encoders.base": [
         "Anatomy",
+        "AttentionEncoder",
+        "Rows",
         "Encoder",
         "LayerCost",
         "Part",
@@ -121,7 +126,7 @@ _HOMES = {
     ],
     "exitkit.prediction.predictor": ["load"],
     "exitkit.recipe": ["Conflict", "EveryExit", "Group", "Judges", "Lesson", "Over", "Passed", "Phase", "Recipe"],
-    "exitkit.tasks": ["Task"],
+    "exitkit.tasks": ["Task", "task"],
     "exitkit.training.train": ["train"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

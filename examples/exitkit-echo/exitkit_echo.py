@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import cross_entropy
 
-from exitkit import hookimpl
-from exitkit.distiller import Distiller, Reads
-from exitkit.recipe import Group, Phase
+from exitkit import Distiller, Group, Phase, Reads, hookimpl
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Family `ernie`: models whose layers are BERT's under another model type."""
 
-from exitkit import hookimpl
-from exitkit.engine.encoders.bert import BertEncoder
+from exitkit import BertEncoder, hookimpl
 
 
 class ErnieEncoder(BertEncoder):

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from exitkit import hookimpl
-from exitkit.recipe import Group, Phase, Recipe
+from exitkit import Group, Phase, Recipe, hookimpl
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import torch
 from exitkit_echo import Echo
 
-from exitkit.recipe import EveryExit, Lesson
-from exitkit.tasks import task
+from exitkit import EveryExit, Lesson, task
 from exitkit.testing import check_distiller
 
 

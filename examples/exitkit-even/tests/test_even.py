@@ -3,8 +3,7 @@
 import torch
 from exitkit_even import Even
 
-from exitkit.recipe import EveryExit
-from exitkit.tasks import task
+from exitkit import EveryExit, task
 from exitkit.testing import check_recipe
 
 
