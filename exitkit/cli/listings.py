@@ -16,8 +16,8 @@ from exitkit.process import stdout
 
 PLUGINS = """Exit policies and other plugins that are installed; broken ones with the reason.
 
-In the environment of any command, EXITKIT_LOAD_PLUGINS=NAMES (of plugins or distributions, comma by comma) leaves out all
-others but exitkit's own; empty, it leaves those alone.
+In the environment of any command, EXITKIT_LOAD_PLUGINS=NAMES (of plugins or distributions, comma by comma) leaves out
+all others but exitkit's own; empty, it leaves those alone.
 """
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
