@@ -67,7 +67,7 @@ Outputs: a command locks what it writes, and a second one that would write there
 lock ends with its process; where files cannot be locked, as on Windows, a warning says so). What stands under a final
 name is whole, the old one or the new one. Files that are not exitkit's stay: `--overwrite` carries those in a model's
 folder over into the new one, `benchmark` writes into a new folder, an empty one or a report of its own, whose files
-`manifest.json` names, and `OUTPUT.partial` of train, or `FILE.partial` of predict, is refused if no earlier run has
+`report.json` names, and `OUTPUT.partial` of train, or `FILE.partial` of predict, is refused if no earlier run has
 left it (`.FILE.exitkit-lock` beside it says which one is). An `--output` that is a link is followed; one that leads
 nowhere is refused.
 """

@@ -26,6 +26,10 @@ class UsageError(ExitkitError):
     exit_code = 2
 
 
+class ShortageError(ExitkitError):
+    """Memory or threads have run out, and the message says what could not be done for that."""
+
+
 class PluginError(ExitkitError):
     """A plugin is broken, or breaks its contract while it runs; the message names it."""
 

@@ -9,6 +9,8 @@ import io
 import json
 import logging
 import lzma
+import os
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -628,3 +630,14 @@ def test_a_csv_on_stdin_and_in_any_wrapping_gets_the_same_answers(trained: Path,
     assert whole.exit_code == through.exit_code == 0, through.output
     assert whole.stdout == through.stdout
     assert whole.stdout.count("\n") == 40
+
+
+def test_a_pipe_is_read_once_and_whole(tmp_path: Path) -> None:
+    pipe, rows = tmp_path / "pipe", 6000
+    os.mkfifo(pipe)
+    content = "text\tlabel\n" + "".join(f"a text of some length, number {number}\tx\n" for number in range(rows))
+    writer = threading.Thread(target=pipe.write_text, args=(content,), daemon=True)
+    writer.start()
+    found = list(read_inputs(pipe, expects_pair=False, input_format="tsv"))
+    writer.join()
+    assert [line.text for line in found] == [f"a text of some length, number {number}" for number in range(rows)]

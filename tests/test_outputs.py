@@ -580,7 +580,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def content(result: dict[str, object]) -> dict[str, bytes]:
         manifest = json.dumps({"format": 1, "files": [*names, "benchmark.json"]}).encode()
-        return {**names, "benchmark.json": json.dumps(result).encode(), "manifest.json": manifest}
+        return {**names, "benchmark.json": json.dumps(result).encode(), "report.json": manifest}
 
     monkeypatch.setattr(reports, "_content", content)
 
@@ -628,14 +628,14 @@ def test_a_report_replaces_its_own_files_and_no_other(manifest: bool, tmp_path: 
         (folder / name).write_text(text)
     (folder / "benchmark.json").write_text(json.dumps(RESULT))
     if manifest:
-        (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": [*old, "benchmark.json", "../x"]}))
+        (folder / "report.json").write_text(json.dumps({"format": 1, "files": [*old, "benchmark.json", "../x"]}))
     (tmp_path / "x").write_text(MINE)
     reports.write(folder, RESULT)
     found = files(folder)
     assert {name: text for name, text in found.items() if text == MINE} == mine
     assert "old" not in found.values()
     assert json.loads(found["benchmark.json"]) == RESULT
-    assert set(json.loads(found["manifest.json"])["files"]) == found.keys() - mine.keys() - {"manifest.json"}
+    assert set(json.loads(found["report.json"])["files"]) == found.keys() - mine.keys() - {"report.json"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "x"]
 
 
@@ -786,3 +786,15 @@ def test_an_error_that_names_no_file_is_not_of_one_called_file(capsys: pytest.Ca
     with pytest.raises(typer.Exit), command.reporting(True, False):
         full()
     assert json.loads(capsys.readouterr().out)["error"] == "cannot write: the disk is full"
+
+
+@pytest.mark.parametrize("card", ["exitkit.yaml", "cascade.yaml"])
+def test_a_report_is_not_written_into_the_folder_of_a_model(card: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / card).write_text("format: 1\n")
+    (folder / "benchmark.json").write_text(json.dumps(RESULT))  # as `benchmark --json > DIR/benchmark.json` leaves it
+    before = files(folder)
+    with pytest.raises(UsageError, match=f"holds a model \\({card}\\)"):
+        reports.write(folder, RESULT)
+    assert files(folder) == before

@@ -22,6 +22,12 @@ def test_columns_of_training_that_are_there_are_used() -> None:
     assert remembered(FRAME, Columns(), TRAINED) == TRAINED
 
 
+def test_columns_that_were_joined_or_lie_inside_another_are_remembered_too() -> None:
+    rows = [{"title": "t", "body": "b", "text": "other", "label": {"name": "pos"}} for _ in range(4)]
+    trained = Columns("title,body", None, "label.name")
+    assert remembered(rows, Columns(), trained) == trained
+
+
 def test_what_is_asked_for_stands() -> None:
     assert remembered(FRAME, Columns(label="label"), TRAINED) == Columns("review", None, "label")
     assert remembered(FRAME, Columns(text="content"), TRAINED) == Columns("content", None, "rating")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from exitkit.errors import ExitkitError, shortage
+from exitkit.errors import ExitkitError, ShortageError, shortage
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -30,7 +30,7 @@ def told(folder: Path, at_fault: Callable[[], Path]) -> Iterator[None]:
     except Exception as error:
         what = " ".join(str(error).split()) or type(error).__name__
         if short := shortage(error, "end other programs, or raise the limits of this process"):
-            raise ExitkitError(f"{folder} cannot be loaded here: {short}") from error
+            raise ShortageError(f"{folder} cannot be loaded here: {short}") from error
         raise ExitkitError(f"{at_fault()} cannot be read: {what[:MOST]}") from error
 
 

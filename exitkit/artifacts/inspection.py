@@ -1,4 +1,4 @@
-"""`exitkit inspect`: what an artifact is, from its files alone. The weights are not loaded."""
+"""`exitkit inspect`: what an artifact is, from its files alone. Weights are compared with their seal and not loaded."""
 
 from __future__ import annotations
 

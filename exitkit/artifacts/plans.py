@@ -74,7 +74,7 @@ class Stored:
 
 
 def stored(model: Artifact) -> dict[str, Stored]:
-    """What was calibrated, by policy. Files of 0.1.0 without a precision mean fp32."""
+    """What was calibrated, by policy. A missing precision means fp32."""
     return {name: _stored(entry, model) for name, entry in model.policies.get("policies", {}).items()}
 
 
@@ -87,7 +87,7 @@ def _stored(entry: Mapping[str, Any], model: Artifact) -> Stored:
         [_point(point) for point in entry["frontier"]],
         entry["currency"],
         entry["batch_size"],
-        entry.get("precision") or "fp32",
+        entry.get("precision", "fp32"),
         Limits.from_dict(entry.get("limits", {}), model.card.labels),
         entry["calibration"],
     )

@@ -92,7 +92,7 @@ class Entry(Record):
     frontier: list[Point] = Field(min_length=1)
     currency: Currency
     batch_size: Size
-    precision: str
+    precision: str = "fp32"
     threads: Size
     limits: LimitsOf = LimitsOf()
     calibration: Hashed

@@ -102,7 +102,6 @@ def _calibrate(settings: CalibrateConfig, folder: Path) -> dict[str, Any]:
         if result["feasible"]:
             _store(folder, name, _entry(model, settings, rows, confirmed, found, result))
             runs_file(model.folder, name).unlink(missing_ok=True)
-            model_card.refresh(model.folder)
         return result
 
 
@@ -265,6 +264,7 @@ def _store(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     with outputs.held(folder / artifact.POLICY, "calibrate", patience=STORING):
         policies = {**artifact.read_policies(folder).get("policies", {}), name: dict(entry)}
         artifact.write_policies(folder, {"default": name, "policies": policies})
+        model_card.refresh(folder)
 
 
 def _point(candidate: Candidate) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 
 from exitkit.configuration.config import Choice
 from exitkit.configuration.parsing import merge, option, ordered, require
-from exitkit.errors import ExitkitError, UsageError, shortage
+from exitkit.errors import ExitkitError, ShortageError, UsageError, shortage
 from exitkit.process import stdout
 from exitkit.process.outputs import why
 
@@ -128,7 +128,7 @@ class reporting:  # reads as a phrase: with reporting(...)
             self._fail("interrupted", 130)
         if isinstance(error, BrokenPipeError):  # a reader like `head` has seen enough
             raise typer.Exit(0) from None
-        short = shortage(error, self.less)
+        short = None if isinstance(error, ShortageError) else shortage(error, self.less)
         if short is not None:
             self._fail(short, 1)
         if isinstance(error, ExitkitError):

@@ -36,6 +36,7 @@ from exitkit.process import outputs
 from exitkit.process.outputs import write_text
 from exitkit.tasks import Task
 from exitkit.training.options import build
+from exitkit.training.start import head_of, open_checkpoint
 from exitkit.training.train import train
 
 log = logging.getLogger("exitkit")
@@ -167,6 +168,11 @@ def _trained(model: Path, recipe: str, seed: int, settings: CompareConfig) -> No
     )
 
 
+def _answers(model: str, registry: Registry) -> bool:
+    """Whether `--model` is a checkpoint that has learned to answer, nobody knows from which texts."""
+    return not model.startswith("demo:") and head_of(open_checkpoint(model, registry=registry)[0]) is not None
+
+
 def _trained_on(settings: CompareConfig, registry: Registry) -> Fingerprints:
     """The texts that `--model` has learned from or that some seed trains on, once it is clear that there are others to
     choose settings on and to score.
@@ -175,7 +181,7 @@ def _trained_on(settings: CompareConfig, registry: Registry) -> Fingerprints:
     policy can be compared on them.
     """
     columns, model = columns_of(settings), str(settings.model)
-    found = [fingerprints.of_source(model, artifact.is_artifact(Path(model)))]
+    found = [fingerprints.of_source(model, artifact.is_artifact(Path(model)) or _answers(model, registry))]
     for seed in sorted({seed for _, seed in _jobs(settings)}):
         data = training_and_calibration(settings.data, columns, seed, settings.max_train_samples, settings.task)
         found.append(fingerprints.of_texts(texts(data.train)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from exitkit.data.catalogue import Source, catalogue
 from exitkit.data.columns import Columns
+from exitkit.data.fields import paths
 
 log = logging.getLogger("exitkit")
 
@@ -20,7 +21,7 @@ def remembered(source: Source, asked: Columns, trained: Columns) -> Columns:
     tables = [table().names for table in catalogue(source).tables.values()]
 
     def there(*names: str | None) -> bool:
-        return all(name in known for name in names for known in tables if name is not None)
+        return all(paths(name, known) for name in names for known in tables if name is not None)
 
     found = asked
     if asked.text is None and asked.text_pair is None and trained.text is not None:

@@ -113,8 +113,8 @@ def _file(path: Path, wanted: Wanted, asked: InputFormat) -> Lines:
 
 
 def _quotes(path: Path, kind: Kind) -> bool:
-    """Whether quotes are quotes and, in a tsv file, no part of its texts."""
-    if kind.format != "tsv":
+    """Whether quotes are quotes and, in a tsv file, no part of its texts. A pipe, which is read once, is not asked."""
+    if kind.format != "tsv" or not path.is_file():
         return True
     with opened(path, kind) as stream, long_fields():
         return not has_stray_quotes(stream)

@@ -2,7 +2,7 @@
 
     index.html, pictures/*.png    the page
     report.md, benchmark.json     the tables
-    manifest.json                 which of the folder's files are the report's
+    report.json                   which of the folder's files are the report's
 
 A report is written apart and takes its name whole. What else lies in the folder stays.
 """
@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from exitkit.artifacts.artifact import CARD
+from exitkit.artifacts.cascade import FILE as CASCADE
 from exitkit.errors import ExitkitError, UsageError
 from exitkit.process import outputs
 from exitkit.report.tables import markdown
 
 PICTURES = "pictures"
 RESULT = "benchmark.json"
-MANIFEST = "manifest.json"
+MANIFEST = "report.json"
 FORMAT = 1
 KEYS = {"runs", "baselines", "environment"}
 BEFORE_MANIFESTS = re.compile(
@@ -83,6 +85,9 @@ def _check(folder: Path) -> None:
     """Raise UsageError for a folder that a report may not be written to."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file; name a folder.")
+    for theirs in (CARD, CASCADE):
+        if (folder / theirs).exists():
+            raise UsageError(f"--output {folder} holds a model ({theirs}); name a folder of its own for the report.")
     if folder.is_dir() and outputs.foreign(folder, set()) and not _is_report(folder):
         raise UsageError(
             f"--output {folder} holds files, and no report of 'exitkit benchmark'; name another folder with --output."

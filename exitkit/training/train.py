@@ -21,6 +21,7 @@ from exitkit.configuration.config import TrainConfig
 from exitkit.data.batches import limit
 from exitkit.data.catalogue import catalogue
 from exitkit.data.columns import Columns
+from exitkit.data.fields import paths
 from exitkit.data.sources import Rows, only_split, read_from
 from exitkit.data.splits import TrainingData, label_array, texts, training_and_calibration
 from exitkit.data.taken import taken
@@ -116,7 +117,9 @@ def _train(settings: TrainConfig, output: Path) -> dict[str, Any]:
         **score_gates(Artifact(partial, model, tokenizer, card, {}), registry, sample, metric),
         **speed(spent),
     }
-    learned = learned_from([data.train, unlabelled], {str(settings.model): start.fine_tuned})
+    learned = learned_from(
+        [data.train, unlabelled], {str(settings.model): start.fine_tuned or start.misfit is not None}
+    )
     publish(partial, folder, output, settings.overwrite, model, tokenizer, card, report, learned)
     return report
 
@@ -189,7 +192,7 @@ def unlabelled_rows(source: str | None, data: TrainingData) -> Rows | None:
     found = catalogue(source)
     split = "train" if "train" in found.tables else only_split(found)
     names, known = found.table(split).names, train.origin.columns
-    columns = Columns(*(name if name in names else None for name in (known.text, known.text_pair)))
+    columns = Columns(*(name if name and paths(name, names) else None for name in (known.text, known.text_pair)))
     kind = Tagging.kind if isinstance(data.task, Tagging) else None
     rows = read_from(found, split, columns, kind, use_labels="ignored")
     if rows.pair != train.pair:

@@ -26,7 +26,6 @@ from exitkit.tasks import TASKS, Task, task
 from exitkit.training.parity import lengths, random_rows, random_stock, small_config
 from exitkit.training.train import attach_probes
 
-CLASSES = 3
 ROWS = (9, 4, 4, 12)
 """Tokens of the rows of the batch that is learned from."""
 
