@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import unsealed
 
 import exitkit
 from exitkit.artifacts.artifact import CARD
@@ -49,7 +50,7 @@ def test_a_column_that_is_not_there_is_found_by_the_usual_names_and_that_is_said
 
 
 def test_benchmark_and_calibrate_score_the_label_that_was_trained(artifact: Path, tmp_path: Path) -> None:
-    card = artifact / CARD
+    card = unsealed(artifact) / CARD
     card.write_text(card.read_text().replace("text: text", "text: review").replace("label: label", "label: mood"))
     rows = read("demo:reviews", "test[:60]")
     lines = [
