@@ -78,7 +78,7 @@ def test_words_at_rest_keep_their_state_and_get_no_gradient_of_their_own_above()
     words = stream.owner >= 0
     assert torch.equal(after[words], stream.hidden[words])
     assert not torch.allclose(after[~words], stream.hidden[~words]), "context goes on"
-    (gradient,) = torch.autograd.grad(after[~words].sum(), stream.hidden)
+    (gradient,) = torch.autograd.grad(after[~words][:, 0].sum(), stream.hidden)  # all of a norm add up to a constant
     assert gradient[words].abs().sum() > 0, "as keys and values they still learn"
 
 
