@@ -184,7 +184,7 @@ def _registrations(plugin: Plugin, load: Callable[[], Any]) -> list[tuple[str, s
         with put_back() as changed:
             staged = _registered(plugin, load())
     except BaseException as error:  # a plugin that ends the program is broken like any other
-        if containment.passes(error):
+        if isinstance(error, KeyboardInterrupt) and interrupts.by_user():
             raise
         plugin.error = _reason(error)
         return []

@@ -214,6 +214,11 @@ FIELDS: list[tuple[str, Change, str]] = [
     ("tokenizer_config.json", whole([]), "tokenizer_config.json cannot be read"),
     ("tokenizer_config.json", whole(5), "tokenizer_config.json cannot be read"),
     ("tokenizer_config.json", at("cls_token", value=1.5), "tokenizer_config.json cannot be read"),
+    (
+        "tokenizer_config.json",
+        at("model_input_names", value="x"),
+        "tokenizer_config.json is damaged: its model_input_names",
+    ),
     ("tokenizer_config.json", at("pad_token", value="x"), "tokenizer_config.json does not fit config.json"),
     ("exitkit.yaml", at("labels", value=[]), "has the labels"),
     ("exitkit.yaml", at("labels", value="x"), "labels: 'x'"),

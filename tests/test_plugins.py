@@ -151,7 +151,14 @@ BROKEN = {
     },
     **{
         f"raises {type(error).__name__} {when}": (load(error), f"{type(error).__name__}")
-        for error in (SystemExit("bye"), KeyboardInterrupt(), GeneratorExit(), BaseException("x"), StopIteration())
+        for error in (
+            SystemExit("bye"),
+            KeyboardInterrupt(),
+            GeneratorExit(),
+            BaseException("x"),
+            StopIteration(),
+            MemoryError(),
+        )
         for when, load in (("when it is imported", raising), ("when it registers", registering))
     },
 }

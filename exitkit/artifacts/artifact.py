@@ -350,7 +350,11 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, config: P
 
     Or for a card that asks for more tokens per row than the model takes.
     """
-    always = {tokenizer.pad_token_id, *tokenizer("")["input_ids"]} - {None}
+    empty = tokenizer("")
+    for name in ("input_ids", "attention_mask"):
+        if name not in empty:
+            raise ExitkitError(f"{of_tokenizer(folder)} is damaged: its model_input_names lack {name}. Restore it.")
+    always = {tokenizer.pad_token_id, *empty["input_ids"]} - {None}
     if always and max(always) >= config.vocab_size:
         raise ExitkitError(
             f"{of_tokenizer(folder)} does not fit {pretrained.CONFIG}: it has a token of number {max(always)}, and the "
