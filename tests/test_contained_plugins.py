@@ -246,3 +246,20 @@ def test_loading_in_many_threads_leaves_transformers_as_it_was_and_quiet_meanwhi
         thread.join()
         assert not theirs.is_progress_bar_enabled(), "the first thread to go does not turn bars on for the second"
     assert (theirs.get_verbosity(), theirs.is_progress_bar_enabled()) == before
+
+
+def test_an_error_that_a_library_makes_of_control_c_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def halfway(*_: object, **__: object) -> None:
+        with interrupts.heard():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ModuleNotFoundError("Could not import module") from error
+
+    monkeypatch.setattr("exitkit.artifacts.inspection.inspect", halfway)
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path), "--json"])
+    assert done.exit_code == 130
+    assert json.loads(done.stdout) == {"error": "interrupted"}
+    monkeypatch.setattr(interrupts, "_received", False)

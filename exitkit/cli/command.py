@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from exitkit.configuration.config import Choice
 from exitkit.configuration.parsing import merge, option, ordered, require
 from exitkit.errors import ExitkitError, ShortageError, UsageError, shortage
-from exitkit.process import stdout
+from exitkit.process import interrupts, stdout
 from exitkit.process.outputs import why
 
 COMMON = "Common"
@@ -124,7 +124,7 @@ class reporting:  # reads as a phrase: with reporting(...)
                 self._explain(error)
 
     def _explain(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or interrupts.pressed():  # libraries that load make others of it
             self._fail("interrupted", 130)
         if isinstance(error, BrokenPipeError):  # a reader like `head` has seen enough
             raise typer.Exit(0) from None

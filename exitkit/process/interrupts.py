@@ -25,6 +25,11 @@ def by_user() -> bool:
     return _received or signal.getsignal(signal.SIGINT) is not _hear
 
 
+def pressed() -> bool:
+    """Whether Control-C was pressed since somebody listens; what fails then may have made another error of it."""
+    return _received
+
+
 @contextmanager
 def heard() -> Iterator[None]:
     """Remember that Control-C was pressed, for as long as this lasts.
