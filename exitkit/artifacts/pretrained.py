@@ -162,4 +162,6 @@ def _check_tokenizer_class(source: str | Path, name: object) -> None:
     found = getattr(transformers, name, None) if isinstance(name, str) else name
     tokenizer = inspect.isclass(found) and issubclass(found, PreTrainedTokenizerBase)
     if found is not None and not tokenizer and not isinstance(found, DummyObject):  # a dummy says what to install
-        raise ExitkitError(f"{source}: tokenizer_class {name!r} is no tokenizer of transformers.")
+        raise ExitkitError(
+            f"{source}: tokenizer_class {name!r} is no tokenizer of transformers; see {TOKENIZER_CONFIG} and {CONFIG}."
+        )
